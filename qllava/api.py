@@ -1,0 +1,92 @@
+"""The verbs as Python functions, under the names that they have on the command line.
+
+    from qllava.api import train, merge, chat
+
+    result = train("demo/instruct", ["output_dir=runs/mine"])
+    model = merge(result.artifact, "runs/mine-merged")
+    print(chat(model, image="photo.png").ask("What is this?"))
+
+Everything heavy is imported inside, so that importing this costs nothing. All raise `qllava.errors.UserError` for input
+that the user can mend and `RunError` for a run or a check that failed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .artifact.load import Loaded
+    from .artifact.manifest import Manifest
+    from .recipe import Recipe
+    from .serve.chat import Chat
+    from .train.run import Result
+
+Source = str | Path
+
+
+def train(recipe: Source | Recipe, overrides: Sequence[str] = (), resume: bool = False) -> Result:
+    """Runs a recipe: a YAML file, a shipped recipe's name, or a `Recipe`. See `qllava.train.run.train`."""
+    from .recipe import Recipe, load_recipe, resolve_recipe
+
+    resolved = (
+        resolve_recipe(recipe.model_dump(exclude_unset=True), overrides)
+        if isinstance(recipe, Recipe)
+        else load_recipe(recipe, overrides)
+    )
+    from .train.run import train as run
+
+    return run(resolved, resume)
+
+
+def merge(
+    adapter: Source, out: Source, target: str | None = None, dtype: str = "bfloat16", base: str | None = None
+) -> Path:
+    """An adapter and its base as one plain Hugging Face model in `out`. See `qllava.artifact.merge.merge`."""
+    from .artifact.merge import merge as run
+
+    return run(adapter, out, target, dtype, base)
+
+
+def evaluate(source: Source, data: Source, image_root: Source | None = None, **options: Any) -> dict[str, Any]:
+    """Exact match of a model on a LLaVA JSON. See `qllava.evaluate.exact.evaluate`."""
+    from .evaluate.exact import evaluate as run
+
+    return run(source, data, image_root, **options)
+
+
+def chat(source: Source, image: Source | None = None, base: str | None = None, max_new_tokens: int = 512) -> Chat:
+    """A conversation with a model; `.ask(text)` answers. See `qllava.serve.chat`."""
+    from .serve.chat import open_chat
+
+    return open_chat(source, image, base, max_new_tokens)
+
+
+def assemble(vision_tower: str, llm: str, out: Source, **options: Any) -> Path:
+    """A vision tower and an LLM as one LLaVA with a new projector. See `qllava.artifact.assemble.assemble`."""
+    from .artifact.assemble import assemble as run
+
+    return run(vision_tower, llm, out, **options)
+
+
+def load(source: Source, base: str | None = None, dtype: str = "auto") -> Loaded:
+    """Any artifact or Hugging Face LLaVA as a model with its inputs. See `qllava.artifact.load.load`."""
+    from .artifact.load import load as run
+
+    return run(source, base, dtype)
+
+
+def verify(artifact: Source) -> Manifest:
+    """The manifest of an artifact, after comparing every file with it. See `qllava.artifact.manifest.verify`."""
+    from .artifact.load import find_artifact
+    from .artifact.manifest import verify as run
+
+    return run(find_artifact(artifact) or Path(artifact))
+
+
+def demo(out: Source = "runs/demo", **options: Any) -> dict[str, Any]:
+    """The whole job on the embedded base and easy-VQA. See `qllava.demo.run.demo`."""
+    from .demo.run import demo as run
+
+    return run(out, **options)

@@ -1,0 +1,1 @@
+"""What a run leaves: folders with a manifest that can be verified, loaded and merged."""

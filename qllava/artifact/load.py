@@ -1,0 +1,113 @@
+"""Any artifact, or any Hugging Face LLaVA, as a model ready to answer.
+
+In: a folder or hub id. Out: `Loaded`: the model, how its inputs are made, and its manifest. What it is, its manifest says,
+or, where there is none, its config.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ..data.processing import Processing
+from ..errors import UserError
+from ..model.build import load_model, load_processing, sources
+from ..model.device import pick_device, pick_dtype
+from ..model.fingerprint import fingerprint
+from ..recipe.schema import Parts, Quantization
+from .adapter import put_adapter
+from .manifest import FILE, Base, Manifest, read_manifest
+
+FINAL = "final"
+
+
+@dataclass
+class Loaded:
+    model: torch.nn.Module  # LlavaForConditionalGeneration, or a PeftModel around it; in evaluation mode
+    processing: Processing
+    manifest: Manifest | None  # None for a plain Hugging Face folder
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+
+def find_artifact(source: str | Path) -> Path | None:
+    """The artifact's folder: `source` itself, or the `final` artifact of a run's output_dir. None if it is neither."""
+    for folder in (Path(source), Path(source) / FINAL):
+        if (folder / FILE).is_file():
+            return folder
+    return None
+
+
+def base_of(manifest: Manifest, override: str | None = None) -> str | Parts:
+    """The base that an adapter's manifest names, or the one given in its place, after comparing fingerprints.
+
+    Raises:
+        UserError: it is not the base that the adapter was trained on.
+    """
+    if manifest.base is None:
+        raise UserError("The manifest names no base.")
+    named = manifest.base.source
+    base: str | Parts = override or (Parts(**named) if isinstance(named, dict) else named)
+    check_base(base, manifest.base)
+    return base
+
+
+def check_base(base: str | Parts, expected: Base) -> None:
+    """Raises `UserError`, naming both, when `base` has other weights than the expected one."""
+    found = fingerprint(sources(base))
+    if found != expected.fingerprint:
+        raise UserError(
+            f"Wrong base: this adapter was trained on {expected.source} (fingerprint {expected.fingerprint}), "
+            f"but {base} has fingerprint {found}. Name the right one with --base."
+        )
+
+
+def load(
+    source: str | Path, base: str | None = None, dtype: str = "auto", device: torch.device | None = None
+) -> Loaded:
+    """The artifact or Hugging Face LLaVA at `source`, ready to answer.
+
+    Args:
+        source: artifact, output_dir of a run, folder of a Hugging Face LLaVA, or hub id.
+        base: where an adapter's base lies now, if no longer where its manifest says.
+        dtype: of the weights that are not quantised; an adapter made by QLoRA gets its base in 4 bits, as it was trained.
+
+    Raises:
+        UserError: it is nothing that can be loaded, or the base is another than the adapter's.
+    """
+    device = device or pick_device()
+    folder = find_artifact(source)
+    if folder is None:
+        checkpoints = sorted(Path(source).glob("checkpoint-*")) if Path(source).is_dir() else []
+        if checkpoints:
+            raise UserError(f"{source} is a run that has not ended. Name one of its checkpoints, such as {checkpoints[-1]}.")
+        if Path(source).is_dir() and not (Path(source) / "config.json").is_file():
+            raise UserError(f"{source} is neither an artifact (no {FILE}) nor a Hugging Face model (no config.json).")
+        if base is not None:
+            raise UserError(f"{source} is a whole model; --base goes with an adapter.")
+        model = load_model(str(source), pick_dtype(dtype, device), device)
+        return Loaded(model, load_processing(str(source), "vicuna_v1", "pad"), None)
+    manifest = read_manifest(folder)
+    template = "vicuna_v1" if manifest.template == "plain" else manifest.template  # `plain` cannot hold a question
+    if manifest.holds == "model":
+        if base is not None:
+            raise UserError(f"{folder} is a whole model; --base goes with an adapter.")
+        model = load_model(str(folder), pick_dtype(dtype, device), device)
+        return Loaded(model, load_processing(str(folder), template, manifest.image_aspect_ratio), manifest)
+    source_base = base_of(manifest, base)
+    # as it was trained, unless this machine cannot: a dtype of a GPU is slow on a CPU but right
+    kept = pick_dtype(manifest.dtype or "auto", device) if dtype == "auto" else pick_dtype(dtype, device)
+    model = load_model(source_base, kept, device, quantization_of(manifest))
+    model = put_adapter(model, folder).eval()
+    return Loaded(model, load_processing(source_base, template, manifest.image_aspect_ratio), manifest)
+
+
+def quantization_of(manifest: Manifest) -> Quantization | None:
+    """How the adapter's base was quantised while it was trained; None if it was not."""
+    if manifest.tune != "qlora":
+        return None
+    return Quantization(**(manifest.recipe or {}).get("quantization", {}))

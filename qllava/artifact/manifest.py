@@ -1,0 +1,145 @@
+"""The manifest: what an artifact is, where it comes from, and the size and SHA-256 of every file in it.
+
+A folder becomes an artifact at once: it is written under another name, its manifest last, synced, then renamed. What a
+folder is called means nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from ..errors import RunError, UserError
+
+FILE = "qllava.json"
+PACKAGES = ("qllava", "torch", "transformers", "peft", "trl", "bitsandbytes", "accelerate", "datasets")
+
+
+class File(BaseModel):
+    size: int  # bytes
+    sha256: str
+
+
+class Base(BaseModel):
+    """What an adapter was trained on, and the digest by which that is known again."""
+
+    source: str | dict[str, Any]
+    fingerprint: str
+
+
+class Manifest(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    format: Literal[1] = 1
+    kind: Literal["base", "adapter", "model", "checkpoint"]
+    holds: Literal["adapter", "model"]  # what the weights are: parts to put on a base, or a whole model
+    template: str
+    image_aspect_ratio: Literal["pad", "square"]
+    base: Base | None = None
+    tune: str | None = None
+    dtype: str | None = None  # in which frozen weights were held, and the computation done
+    recipe: dict[str, Any] | None = None
+    report: dict[str, Any] = {}  # what was measured while it was made
+    versions: dict[str, str] = {}
+    created: str = ""
+    files: dict[str, File] = {}
+
+
+def versions() -> dict[str, str]:
+    """The installed versions of the packages that matter."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def digest(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+@contextmanager
+def writing(folder: Path, manifest: Manifest) -> Iterator[Path]:
+    """Gives a folder to fill; when the block ends well, it becomes `folder`, with its manifest. Else nothing is left.
+
+    Raises:
+        UserError: `folder` is there already.
+    """
+    if folder.exists():
+        raise UserError(f"{folder} is there already; name another folder, or remove it.")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = folder.parent / f".{folder.name}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        yield partial
+        seal(partial, manifest)
+        partial.rename(folder)
+        _sync(folder.parent)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def seal(folder: Path, manifest: Manifest) -> None:
+    """Writes the manifest of a folder's files into it, and syncs everything to disk."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != FILE)
+    listed = {p.relative_to(folder).as_posix(): File(size=p.stat().st_size, sha256=digest(p)) for p in files}
+    full = manifest.model_copy(
+        update={"files": listed, "versions": versions(), "created": datetime.now(UTC).isoformat(timespec="seconds")}
+    )
+    (folder / FILE).write_text(json.dumps(full.model_dump(mode="json", exclude_none=True), indent=2) + "\n")
+    for path in (*files, folder / FILE, folder):
+        _sync(path)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The folder's manifest.
+
+    Raises:
+        UserError: there is none, or it is not one that this version reads.
+    """
+    try:
+        return Manifest.model_validate_json((folder / FILE).read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(f"{folder} is not an artifact: it has no {FILE}.") from None
+    except (ValidationError, UnicodeDecodeError) as error:
+        raise UserError(f"The manifest {folder / FILE} is damaged or of another version: {str(error)[:200]}") from None
+
+
+def verify(folder: Path) -> Manifest:
+    """The manifest, after comparing every file with it.
+
+    Raises:
+        UserError: there is no manifest.
+        RunError: a file is missing, added, or other than when it was written.
+    """
+    manifest = read_manifest(folder)
+    for name, file in manifest.files.items():
+        path = folder / name
+        if not path.is_file():
+            raise RunError(f"{folder} is damaged: {name} is missing.")
+        if path.stat().st_size != file.size or digest(path) != file.sha256:
+            raise RunError(f"{folder} is damaged: {name} is not the file that was written.")
+    return manifest

@@ -1,0 +1,42 @@
+"""What people see, on stderr: tables, progress bars, notes. Stdout belongs to results and to `--json`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+err = Console(stderr=True, highlight=False)
+
+
+def note(message: str) -> None:
+    """One plain line."""
+    err.print(message, markup=False, soft_wrap=True)
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], to: Console = err) -> None:
+    """A table; whole numbers get thousands separators and stand right."""
+    grid = Table(title=title, title_justify="left")
+    rows = [list(r) for r in rows]
+    for i, column in enumerate(columns):
+        numeric = bool(rows) and all(isinstance(r[i], int | float) for r in rows)
+        grid.add_column(column, justify="right" if numeric else "left")
+    for row in rows:
+        grid.add_row(*(f"{v:,}" if isinstance(v, int) and not isinstance(v, bool) else str(v) for v in row))
+    to.print(grid)
+
+
+@contextmanager
+def progress(title: str, total: int) -> Iterator[Any]:
+    """A bar; the block gets `advance(steps, note)`. Off a terminal it prints nothing."""
+    bar = Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"), console=err, disable=not err.is_terminal,
+    )  # fmt: skip
+    with bar:
+        task = bar.add_task(title, total=total, note="")
+        yield lambda steps=1, note="": bar.update(task, advance=steps, note=note)

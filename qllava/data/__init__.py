@@ -1,0 +1,1 @@
+"""From LLaVA JSON and image files to supervised tensors. Knows no model."""

@@ -1,0 +1,45 @@
+"""Rows of features to one batch of tensors. In: lists with one -200 an image. Out: padded tensors for the model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from .processing import Processing
+from .tokens import IGNORE, IMAGE
+
+
+def spread(ids: Sequence[int], labels: Sequence[int], count: int, token: int) -> tuple[list[int], list[int]]:
+    """Each -200 becomes `count` times `token`, unlabelled."""
+    out_ids, out_labels = [], []
+    for i, label in zip(ids, labels, strict=True):
+        out_ids += [token] * count if i == IMAGE else [i]
+        out_labels += [IGNORE] * count if i == IMAGE else [label]
+    return out_ids, out_labels
+
+
+def collate(rows: Sequence[dict[str, Any]], processing: Processing, side: str = "right") -> dict[str, torch.Tensor]:
+    """One batch: `input_ids`, `attention_mask`, `labels` [rows, longest]; `pixel_values` [images, 3, edge, edge] if any.
+
+    Args:
+        rows: features of `Processing.sample` or `Processing.prompt`.
+        side: where padding goes: `right` to train, `left` to generate.
+    """
+    spread_rows = [
+        spread(r["input_ids"], r.get("labels") or [IGNORE] * len(r["input_ids"]), processing.image_tokens, processing.image_token_id)
+        for r in rows
+    ]
+    longest = max(len(ids) for ids, _ in spread_rows)
+    ids = torch.full((len(rows), longest), processing.pad_token_id, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    labels = torch.full_like(ids, IGNORE)
+    for i, (row, row_labels) in enumerate(spread_rows):
+        where = slice(0, len(row)) if side == "right" else slice(longest - len(row), longest)
+        ids[i, where], mask[i, where], labels[i, where] = torch.tensor(row), 1, torch.tensor(row_labels)
+    batch = {"input_ids": ids, "attention_mask": mask, "labels": labels}
+    pixels = [r["pixel_values"] for r in rows if r.get("pixel_values") is not None]
+    if pixels:
+        batch["pixel_values"] = torch.cat([torch.as_tensor(p) for p in pixels])
+    return batch

@@ -1,0 +1,87 @@
+"""All that stands between a sample and a model: tokenizer, template, image path. One object, kept with every artifact.
+
+In: the folders of a tokenizer and of an image processor. Out: features (`input_ids`, `labels`, `pixel_values`) of samples
+and prompts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from ..errors import UserError
+from .image import open_image, resolve, to_pixels
+from .sample import Sample, Turn
+from .template import Template
+from .tokens import Encoder, encode_prompt, encode_sample
+
+
+@dataclass
+class Processing:
+    """How inputs are made for one model."""
+
+    encoder: Encoder
+    image_processor: Any  # CLIPImageProcessorPil
+    template: Template
+    image_aspect_ratio: str  # "pad" or "square"
+    image_tokens: int  # tokens that one image takes: (edge / patch)²
+    image_token_id: int  # the id that stands for one of them in the model's vocabulary
+    pad_token_id: int
+
+    def sample(self, sample: Sample, root: Path, max_length: int | None) -> dict[str, Any]:
+        """Features of a training sample: lists `input_ids` and `labels`, and `pixel_values` [images, 3, edge, edge] or None."""
+        tokens = encode_sample(sample, self.template, self.encoder, self.image_tokens, max_length)
+        images = [open_image(resolve(path, root)) for path in sample.images]
+        return {"input_ids": tokens.ids, "labels": tokens.labels, "pixel_values": self.pixels(images)}
+
+    def prompt(self, turns: Sequence[Turn], images: Sequence[Image.Image] = ()) -> dict[str, Any]:
+        """Features of a conversation that the model is to continue."""
+        wanted = sum(t.images for t in turns)
+        if wanted != len(images):
+            raise UserError(f"The conversation has {wanted} image placeholder(s) and {len(images)} image(s).")
+        return {"input_ids": encode_prompt(turns, self.template, self.encoder), "pixel_values": self.pixels(images)}
+
+    def pixels(self, images: Sequence[Image.Image]) -> torch.Tensor | None:
+        """[images, 3, edge, edge], or None without images."""
+        if not images:
+            return None
+        return torch.stack([to_pixels(i, self.image_processor, self.image_aspect_ratio) for i in images])
+
+
+def load_tokenizer(source: str, revision: str | None = None) -> tuple[Any, Path | None]:
+    """The tokenizer of a folder or hub id and, where there is one, its `tokenizer.model`.
+
+    Raises:
+        UserError: there is no tokenizer.
+    """
+    from transformers import AutoTokenizer
+    from transformers.utils import cached_file
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+        model_file = cached_file(
+            source, "tokenizer.model", revision=revision, _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )  # fmt: skip
+    except (OSError, ValueError) as error:
+        raise UserError(f"No tokenizer in {source}: {str(error).splitlines()[0]}") from None
+    return tokenizer, Path(model_file) if model_file else None
+
+
+def load_image_processor(source: str) -> Any:
+    """The image processor of a folder or hub id, as the PIL class that equals the original's values.
+
+    Raises:
+        UserError: there is none.
+    """
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    try:
+        return CLIPImageProcessorPil.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise UserError(f"No image processor in {source}: {str(error).splitlines()[0]}") from None

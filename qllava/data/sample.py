@@ -1,0 +1,113 @@
+"""One entry of a LLaVA JSON as a value: id, images, turns.
+
+In: a parsed JSON object, as LLaVA's `train.py` reads it (`id`, `image`, `conversations` of `from`/`value`). Out: a `Sample`
+whose turns hold plain text, with the images of a turn counted apart, so that no text is ever searched for `<image>` again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError
+
+PLACEHOLDER = "<image>"
+ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
+
+
+@dataclass(frozen=True)
+class Turn:
+    role: str  # "user" or "assistant"
+    text: str
+    images: int = 0  # images in front of the text
+
+
+@dataclass(frozen=True)
+class Sample:
+    id: str
+    images: tuple[str, ...]  # paths under the image root
+    turns: tuple[Turn, ...]
+
+
+def ask(text: str, images: int = 0) -> tuple[Turn, ...]:
+    """The turns of one open question about `images` images, ready for generation."""
+    return (Turn("user", text, images),)
+
+
+def parse(row: Any, where: str = "sample") -> Sample:
+    """A `Sample` from one JSON object; `where` names it in errors.
+
+    As the original does (train.py, preprocess_multimodal): in a sample with images, `<image>` moves to the front of its
+    message; in a sample without, it is text. Unlike the original, a number of placeholders other than the number of
+    images is refused: there, the images of every later sample in the batch would shift.
+
+    Raises:
+        UserError: the object is not a LLaVA sample.
+    """
+    if not isinstance(row, dict):
+        raise UserError(f"{where} is {type(row).__name__}, not an object with 'conversations'.")
+    name = str(row.get("id", where))
+    where = f"{where} (id {row['id']!r})" if "id" in row else where
+    images = row.get("image", row.get("images")) or ()
+    images = (images,) if isinstance(images, str) else tuple(images) if isinstance(images, list) else images
+    if not isinstance(images, tuple) or not all(isinstance(i, str) for i in images):
+        raise UserError(f"{where}: 'image' must be a path or a list of paths.")
+    talk = row.get("conversations")
+    if not isinstance(talk, list) or not talk:
+        raise UserError(f"{where}: 'conversations' is missing or empty; a LLaVA JSON has a list of from/value turns there.")
+    turns = [_turn(t, f"{where}, turn {i + 1}", bool(images)) for i, t in enumerate(talk)]
+    if turns[0].role == "assistant":  # the original drops an opening answer
+        turns = turns[1:]
+    for i, turn in enumerate(turns):
+        if turn.role != ("user", "assistant")[i % 2]:
+            raise UserError(f"{where}: turns must alternate between human and gpt, but turn {i + 1} is {turn.role}'s again.")
+    placeholders = sum(t.images for t in turns)
+    if placeholders != len(images):
+        raise UserError(
+            f"{where} has {len(images)} image(s) and {placeholders} '<image>' placeholder(s); "
+            "write one placeholder for each image."
+        )
+    return Sample(name, images, tuple(turns))
+
+
+def _turn(turn: Any, where: str, multimodal: bool) -> Turn:
+    if not isinstance(turn, dict) or not isinstance(turn.get("value"), str) or turn.get("from") not in ROLES:
+        raise UserError(f"{where}: expected {{'from': 'human' or 'gpt', 'value': text}}, got {str(turn)[:80]}.")
+    role, text = ROLES[turn["from"]], turn["value"]
+    if not multimodal or PLACEHOLDER not in text:
+        return Turn(role, text)
+    if role == "assistant":
+        raise UserError(f"{where}: an answer cannot hold '<image>'.")
+    return Turn(role, text.replace(PLACEHOLDER, "").strip(), text.count(PLACEHOLDER))
+
+
+def read_rows(path: Path) -> list[dict]:
+    """The objects of a LLaVA JSON (one list) or JSONL (one object a line).
+
+    Raises:
+        UserError: the file is missing, or is neither.
+    """
+    if not path.is_file():
+        raise UserError(f"No data file at {path}.")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        if path.suffix == ".jsonl":
+            rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+        else:
+            rows = json.loads(text)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid JSON: {error}.") from None
+    if not isinstance(rows, list):
+        raise UserError(f"{path} holds {type(rows).__name__}, not a list of samples, so it is not a LLaVA JSON.")
+    if not rows:
+        raise UserError(f"{path} holds no samples.")
+    return rows
+
+
+def read_samples(path: Path) -> Iterator[Sample]:
+    """Every sample of a LLaVA JSON or JSONL file, in order."""
+    for i, row in enumerate(read_rows(path)):
+        yield parse(row, f"{path.name}, sample {i + 1}")

@@ -1,0 +1,130 @@
+"""Ids and labels by construction: pieces in, `Tokens` out.
+
+Each text piece is encoded on its own, as the continuation of what stands before it, with the LLM's own vocabulary. Special
+tokens written in a user's text stay text. An image is one `IMAGE` (-200), as in the original, until the collator spreads
+it over its patches.
+
+Where a `tokenizer.model` is at hand, SentencePiece itself encodes: transformers 5 rebuilds the merges and splits runs of
+spaces otherwise (`"  two"` becomes `▁▁ two` instead of the original's `▁ ▁two`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError
+from .sample import Sample, Turn
+from .template import Begin, Image, Piece, Template, Text
+
+IMAGE = -200  # one image in `ids`
+IGNORE = -100  # no label
+
+
+@dataclass(frozen=True)
+class Tokens:
+    ids: list[int]  # -200 stands for one image
+    labels: list[int]  # same length; -100 where nothing is learned
+    truncated: bool = False
+
+    @property
+    def supervised(self) -> int:
+        return sum(label != IGNORE for label in self.labels)
+
+
+class Encoder:
+    """Encodes text as a continuation, without special tokens and without a space of its own.
+
+    Args:
+        tokenizer: a transformers tokenizer, for its special ids and, where there is no SentencePiece model, its merges.
+        model_file: the LLM's `tokenizer.model`, or None.
+    """
+
+    def __init__(self, tokenizer: Any, model_file: Path | None = None):
+        self.tokenizer = tokenizer
+        self.model_file = model_file
+        self.bos, self.eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+        self._pieces = None
+        if model_file is not None:
+            self._pieces = _continuing(model_file)
+        else:
+            self._lead = self._fast("\n") if self._fast("x") != self._fast("\nx")[-len(self._fast("x")) :] else []
+
+    def _fast(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+
+    def encode(self, text: str) -> list[int]:
+        if not text:
+            return []
+        if self._pieces is not None:
+            return self._pieces.encode(text)
+        if not self._lead:
+            return self._fast(text)
+        ids = self._fast("\n" + text)  # the line break takes the space that would go before the text
+        if ids[: len(self._lead)] != self._lead:
+            raise UserError(f"The tokenizer joins a line break with {text[:20]!r}; give its folder a tokenizer.model.")
+        return ids[len(self._lead) :]
+
+
+def _continuing(model_file: Path) -> Any:
+    """The SentencePiece model of that file, set to add no space in front."""
+    import sentencepiece
+    from sentencepiece import sentencepiece_model_pb2
+
+    proto = sentencepiece_model_pb2.ModelProto.FromString(model_file.read_bytes())
+    proto.normalizer_spec.add_dummy_prefix = False
+    return sentencepiece.SentencePieceProcessor(model_proto=proto.SerializeToString())
+
+
+def encode_pieces(pieces: Sequence[Piece], encoder: Encoder) -> Tokens:
+    """Ids and labels of the pieces, each of the same length; an unsupervised piece's labels are -100."""
+    ids, labels = [], []
+    for piece in pieces:
+        match piece:
+            case Text(text=text):
+                new = encoder.encode(text)
+            case Image():
+                new = [IMAGE]
+            case Begin():
+                new = [] if encoder.bos is None else [encoder.bos]
+            case _:
+                new = [encoder.eos]
+        ids += new
+        labels += new if piece.supervised else [IGNORE] * len(new)
+    return Tokens(ids, labels)
+
+
+def encode_prompt(turns: Sequence[Turn], template: Template, encoder: Encoder) -> list[int]:
+    """Ids of a conversation that ends with the user's turn, up to where the answer begins."""
+    return encode_pieces(template.pieces(turns), encoder).ids
+
+
+def encode_sample(
+    sample: Sample, template: Template, encoder: Encoder, image_tokens: int, max_length: int | None = None
+) -> Tokens:
+    """Ids and labels of a whole sample, cut at the end to `max_length` positions, where an image counts `image_tokens`.
+
+    Raises:
+        UserError: the sample has no supervised token, or loses its last one, or an image, to the cut.
+    """
+    tokens = encode_pieces(template.pieces(sample.turns), encoder)
+    if tokens.supervised == 0:
+        raise UserError(f"Sample {sample.id!r} has no answer to learn from (no supervised token).")
+    if max_length is None:
+        return tokens
+    room, keep = max_length, 0
+    for token in tokens.ids:
+        room -= image_tokens if token == IMAGE else 1
+        if room < 0:
+            break
+        keep += 1
+    if keep == len(tokens.ids):
+        return tokens
+    cut = Tokens(tokens.ids[:keep], tokens.labels[:keep], truncated=True)
+    if IMAGE in tokens.ids[keep:]:
+        raise UserError(f"Sample {sample.id!r}: max_length {max_length} would cut an image away ({image_tokens} positions each).")
+    if cut.supervised == 0:
+        raise UserError(f"Sample {sample.id!r}: max_length {max_length} leaves nothing of its answer.")
+    return cut

@@ -1,0 +1,69 @@
+"""What the embedded LLM reads: the world told in words, questions about it, and what the emoji's names mean.
+
+In: a `random.Random`. Out: conversations as LLaVA turns, without any image.
+"""
+
+from __future__ import annotations
+
+import random
+
+from . import emoji, world
+from .emoji import Emoji
+
+GREETINGS = (
+    ("Hello!", "Hello! Ask me about a scene."),
+    ("Hi", "Hello! Ask me about a scene."),
+    ("Who are you?", "I am a small assistant who reads about scenes and emoji."),
+    ("Thank you!", "You are welcome."),
+    ("What can you do?", "I can answer questions about colors, shapes, sizes and places."),
+)
+
+
+def turns(*texts: str) -> list[dict[str, str]]:
+    """LLaVA turns from texts that alternate, human first."""
+    return [{"from": ("human", "gpt")[i % 2], "value": t} for i, t in enumerate(texts)]
+
+
+def about_scene(rng: random.Random, easy: bool = False) -> list[dict[str, str]]:
+    """One to six questions about a scene told in words; short answers where the format prompt asks for them."""
+    scene, texts = world.sample(rng, 1 if easy else 3), []
+    told = world.tell_enough(rng, scene)
+    if rng.random() < (0.3 if easy else 0.1):
+        return turns(f"{told}\nSay it in other words.", world.tell_enough(rng, scene))
+    short = rng.random() < 0.8
+    for i in range(rng.randint(1, 6)):
+        question = world.ask(rng, scene)
+        text = question.text.lower() if rng.random() < 0.5 else question.text
+        lead = f"{told}\n" if i == 0 else ""
+        format_prompt = f"\n{world.SHORT}" if short and i == 0 else ""
+        texts += [lead + text + format_prompt, question.short if short else question.long]
+    return turns(*texts)
+
+
+def about_emoji(rng: random.Random, emojis: list[Emoji]) -> list[dict[str, str]]:
+    """What an emoji is about, and to which group it belongs."""
+    one = rng.choice(emojis)
+    if rng.random() < 0.5:
+        return turns(f"{emoji.caption(rng, one)}\nWhich group is it in?\n{world.SHORT}", one.group)
+    tags = list(one.tags)[:4] or [one.group]
+    return turns(f"What is {one.label} about?", f"It is about {', '.join(tags)}.")
+
+
+def repeat(rng: random.Random) -> list[dict[str, str]]:
+    """Saying words over again: what every reading of a text for an answer rests on."""
+    words = rng.choices([*world.SHAPES, *world.COLORS, *world.SIZES], k=rng.randint(2, 12))
+    return turns(f"Repeat: {' '.join(words)}", " ".join(words))
+
+
+def conversation(rng: random.Random, emojis: list[Emoji], easy: bool = False) -> list[dict[str, str]]:
+    """A scene told in words nearly always; what an emoji means, or a greeting, now and then. Easy: one thing, and repeating."""
+    if rng.random() < (0.35 if easy else 0.03):
+        return repeat(rng)
+    kind = rng.random()
+    if kind < 0.9:
+        return about_scene(rng, easy)
+    return about_emoji(rng, emojis) if kind < 0.98 else turns(*rng.choice(GREETINGS))
+
+
+def caption(rng: random.Random, emojis: list[Emoji]) -> str:
+    return world.tell(rng, world.sample(rng)) if rng.random() < 0.7 else emoji.caption(rng, rng.choice(emojis))

@@ -1,0 +1,1 @@
+"""From checkpoints to a LLaVA whose right parts train. Knows no trainer."""

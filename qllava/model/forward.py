@@ -1,0 +1,32 @@
+"""The loss of a batch, with logits computed only where there is a label.
+
+In: a batch of `data.collate`. Out: the sum of the cross-entropies of all labelled positions divided by `normalizer`. At
+LLaVA's proportions nine positions in ten have no label, so their logits are never made.
+"""
+
+from __future__ import annotations
+
+import functools
+import types
+
+import torch
+from transformers.models.llava.modeling_llava import LlavaCausalLMOutputWithPast
+
+from ..data.tokens import IGNORE
+
+
+def install_loss(llava: torch.nn.Module) -> None:
+    """Makes `llava(..., labels=…, normalizer=…)` return that loss, and no logits. Without labels nothing changes."""
+    plain = types.MethodType(type(llava).forward, llava)
+
+    def forward(self, *args, labels=None, normalizer=None, **kwargs):
+        if labels is None:
+            return plain(*args, **kwargs)
+        hidden = self.model(*args, use_cache=False, **kwargs).last_hidden_state[:, :-1]
+        targets = labels[:, 1:]
+        labelled = targets != IGNORE
+        logits = self.lm_head(hidden[labelled]).float()
+        loss = torch.nn.functional.cross_entropy(logits, targets[labelled], reduction="sum")
+        return LlavaCausalLMOutputWithPast(loss=loss / (labelled.sum() if normalizer is None else normalizer))
+
+    llava.forward = types.MethodType(functools.wraps(type(llava).forward)(forward), llava)

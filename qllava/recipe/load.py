@@ -1,0 +1,173 @@
+"""From YAML to a `Recipe`: `extends`, dotted overrides, and all errors at once.
+
+In: a path (or a shipped recipe's name) and overrides like `lora.r=64`. Out: a `Recipe`. Paths inside a recipe are taken
+relative to the folder of the YAML file that names them, when they start with `./` or `../`; all others stay as they are.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from ..errors import UserError
+from .rules import broken
+from .schema import Recipe
+from .shipped import find_shipped
+
+REMEDIES = {  # names that people bring from elsewhere, and what they are here
+    "warmup_ratio": "transformers 5 calls it warmup_steps: below 1 it is the share of all steps.",
+    "gradient_accumulation_steps": "set global_batch_size; accumulation follows from it and the number of processes.",
+    "train_batch_size": "set global_batch_size and per_device_train_batch_size.",
+    "mm_projector_lr": "it is called projector_learning_rate here.",
+    "lora_r": "write lora.r.",
+    "lora_alpha": "write lora.lora_alpha.",
+    "lora_dropout": "write lora.lora_dropout.",
+    "bits": "write tune: qlora for 4 bits.",
+    "bf16": "write dtype: bfloat16.",
+    "fp16": "write dtype: float16.",
+    "version": "the prompt is called template here (v1 is vicuna_v1).",
+    "model_max_length": "it is called max_length here.",
+    "model_name_or_path": "it is called base here.",
+    "data_path": "write data: [{path: …, image_root: …}].",
+    "image_folder": "write data: [{path: …, image_root: …}].",
+}
+
+
+def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe of a YAML file, or of a shipped recipe's name, with overrides applied last.
+
+    Raises:
+        UserError: the file is missing or no mapping, or the recipe is wrong; every mistake is named.
+    """
+    return resolve_recipe(read_yaml(_find(source)), overrides, str(source))
+
+
+def resolve_recipe(values: Mapping[str, Any], overrides: Sequence[str] = (), name: str = "recipe") -> Recipe:
+    """A recipe from its values and overrides like `learning_rate=1e-4` or `lora.r=64`.
+
+    Raises:
+        UserError: every mistake of the recipe at once, each with the nearest valid name or the remedy.
+    """
+    merged = dict(values)
+    for override in overrides:
+        merged = merge(merged, parse_override(override))
+    try:
+        recipe = Recipe.model_validate(merged)
+    except ValidationError as error:
+        raise UserError(_report(name, [_explain(e) for e in error.errors()])) from None
+    wrong = [f"{field}: {message}" for field, message in broken(recipe)]
+    if wrong:
+        raise UserError(_report(name, wrong))
+    return recipe
+
+
+def read_yaml(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The file's values on top of those of the file it `extends`.
+
+    Raises:
+        UserError: it is missing, is not YAML, is not a mapping, or extends itself.
+    """
+    path = path.resolve()
+    if path in seen:
+        raise UserError(f"{path} extends itself, by way of {', '.join(p.name for p in seen)}.")
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except FileNotFoundError:
+        raise UserError(f"No recipe at {path}.") from None
+    except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
+        raise UserError(f"{path} is not a YAML file: {error}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path} is not a recipe: it holds {type(values).__name__}, not fields with values.")
+    values = _anchor(values, path.parent)
+    parent = values.pop("extends", None)
+    return values if parent is None else merge(read_yaml(path.parent / parent, (*seen, path)), values)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 reads `2e-5` as a string; here it is a number."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    __import__("re").compile(r"^[-+]?(\d[\d_]*\.?\d*|\.\d+)([eE][-+]?\d+)$"),
+    list("-+0123456789."),
+)
+
+
+def merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`over` laid on `under`, mapping by mapping; anything else is replaced whole."""
+    out = dict(under)
+    for key, value in over.items():
+        both = isinstance(value, Mapping) and isinstance(out.get(key), Mapping)
+        out[key] = merge(out[key], value) if both else value
+    return out
+
+
+def parse_override(text: str) -> dict[str, Any]:
+    """`{"lora": {"r": 64}}` from `lora.r=64`; the value is read as YAML."""
+    path, equals, value = text.partition("=")
+    if not equals or not path.strip():
+        raise UserError(f"'{text}' is no override; write key=value, for example learning_rate=1e-4 or lora.r=64.")
+    try:
+        parsed: Any = yaml.load(value, Loader=_Loader)
+    except yaml.YAMLError:
+        parsed = value
+    for key in reversed(path.strip().split(".")):
+        parsed = {key: parsed}
+    return parsed
+
+
+def _find(source: str | Path) -> Path:
+    path = Path(source)
+    return path if path.exists() else find_shipped(str(source)) or path
+
+
+def _anchor(value: Any, folder: Path) -> Any:
+    if isinstance(value, dict):
+        return {k: v if k == "extends" else _anchor(v, folder) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_anchor(v, folder) for v in value]
+    if isinstance(value, str) and value.startswith(("./", "../")):
+        return str((folder / value).resolve())
+    return value
+
+
+def _report(name: str, wrong: Sequence[str]) -> str:
+    return f"{name} has {len(wrong)} mistake{'s' * (len(wrong) > 1)}:\n" + "\n".join(f"  - {w}" for w in wrong)
+
+
+def _explain(error: Mapping[str, Any]) -> str:
+    where = [str(p) for p in error["loc"] if p not in ("str", "Parts")]
+    field = ".".join(where)
+    match error["type"]:
+        case "extra_forbidden":
+            known = list(_fields_at(where[:-1]))
+            if where[-1] in REMEDIES:
+                return f"{field}: no such field; {REMEDIES[where[-1]]}"
+            close = difflib.get_close_matches(where[-1], known, n=1, cutoff=0.5)
+            return f"{field}: no such field." + (f" Did you mean '{close[0]}'?" if close else f" There are: {', '.join(known)}.")
+        case "missing":
+            return f"{field}: is missing."
+        case "literal_error":
+            allowed = error["ctx"]["expected"]
+            close = difflib.get_close_matches(str(error["input"]), [a.strip(" '") for a in allowed.replace(" or ", ",").split(",")], 1, 0.4)
+            return f"{field}: {error['input']!r} is none of {allowed}." + (f" Did you mean '{close[0]}'?" if close else "")
+        case _:
+            return f"{field}: {error['msg']} (got {str(error['input'])[:60]!r})."
+
+
+def _fields_at(path: Sequence[str]) -> Sequence[str]:
+    """Names of the fields of the block at that path."""
+    block: type[BaseModel] = Recipe
+    for key in path:
+        if key.isdigit():
+            continue
+        annotation = block.model_fields[key].annotation
+        candidates = [annotation, *get_args(annotation)]
+        block = next(c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel))
+    return list(block.model_fields)

@@ -1,0 +1,123 @@
+"""The recipe: every field of a run, typed, with its default and where the default comes from.
+
+Fields that transformers, PEFT or bitsandbytes know keep their names and meanings; the blocks `lora` and `quantization`
+hold the fields of `peft.LoraConfig` and `transformers.BitsAndBytesConfig`. Our own words are in DESIGN's glossary
+(CONTRIBUTING.md). Rules that join several fields are in `rules.py`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Positive = Annotated[int, Field(gt=0)]
+Rate = Annotated[float, Field(gt=0, le=1)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Block(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+class Parts(Block):
+    """A base assembled from a vision tower and an LLM, with a new projector between them."""
+
+    vision_tower: str
+    """Folder or hub id of a CLIP vision tower, or `embedded`."""
+    llm: str
+    """Folder or hub id of a Llama-family LLM, or `embedded`."""
+    vision_feature_layer: int = -2
+    """Which hidden state of the tower the projector reads; LLaVA-1.5 takes the last but one."""
+
+
+class Source(Block):
+    """One LLaVA JSON with its images."""
+
+    path: str
+    """LLaVA JSON or JSONL file."""
+    image_root: str = "."
+    """Folder that the JSON's image paths start from; images outside it are refused. Relative to the JSON's folder."""
+
+
+class Lora(Block):
+    """Fields of `peft.LoraConfig`. It goes on every linear of the LLM but `lm_head`, and nowhere else."""
+
+    r: Positive = 128
+    lora_alpha: Annotated[float, Field(gt=0)] = 256
+    lora_dropout: Share = 0.05
+    bias: Literal["none"] = "none"
+    use_rslora: bool = False
+    use_dora: bool = False
+    init_lora_weights: bool | Literal["gaussian", "orthogonal"] = True
+
+
+class Quantization(Block):
+    """Fields of `transformers.BitsAndBytesConfig`, for the LLM's linears alone."""
+
+    bnb_4bit_quant_type: Literal["nf4", "fp4"] = "nf4"
+    bnb_4bit_use_double_quant: bool = True
+    bnb_4bit_compute_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """`auto` is the run's `dtype`."""
+
+
+class Recipe(Block):
+    """One run of `qllava train`."""
+
+    # -- what is trained
+    stage: Literal["align", "instruct"]
+    """`align`: the projector learns from captions. `instruct`: visual instruction tuning."""
+    tune: Literal["projector", "full", "lora", "qlora"]
+    """What trains. The projector is fully trained in every one of them; the vision tower in none."""
+    base: str | Parts
+    """A LLaVA (folder, hub id or artifact), or the parts to assemble one from."""
+    projector: str | None = None
+    """Artifact (of stage `align`, say) or folder to take the projector's first weights from."""
+    lora: Lora = Lora()
+    quantization: Quantization = Quantization()
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Dtype of frozen weights and of the computation. `auto`: bfloat16 where the device is fast in it, else float32."""
+
+    # -- data
+    data: tuple[Source, ...] = Field(min_length=1)
+    template: str = "vicuna_v1"
+    image_aspect_ratio: Literal["pad", "square"] = "pad"
+    """`pad`: to a square in CLIP's mean colour (LLaVA-1.5's stage 2 and inference). `square`: centre crop (stage 1)."""
+    max_length: Positive = 2048
+    """Longest sequence, every image counted with all its tokens. Text is cut at the end, an image never."""
+    dataloader_num_workers: Annotated[int, Field(ge=0)] = 0
+
+    # -- optimisation
+    output_dir: str
+    seed: int = 42
+    num_train_epochs: Annotated[float, Field(gt=0)] = 1
+    max_steps: int = -1
+    """Stops after so many steps; -1 goes by `num_train_epochs`."""
+    global_batch_size: Positive
+    """Samples in one optimizer step over all processes; accumulation follows from it."""
+    per_device_train_batch_size: Positive
+    learning_rate: Rate
+    projector_learning_rate: Rate | None = None
+    """The projector's own rate (the original's `mm_projector_lr`); without it, `learning_rate`."""
+    lr_scheduler_type: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "cosine"
+    warmup_steps: Annotated[float, Field(ge=0)] = 0.03
+    """As in transformers 5: below 1 a share of all steps, else a number of steps."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    max_grad_norm: Annotated[float, Field(ge=0)] = 0.0
+    """0 clips nothing, as the original in effect (its DeepSpeed files leave clipping out)."""
+    optim: str = "adamw_torch"
+    adam_beta1: Share = 0.9
+    adam_beta2: Share = 0.999
+    adam_epsilon: Annotated[float, Field(gt=0)] = 1e-8
+    gradient_checkpointing: bool = False
+    """Recompute the LLM's activations: about 40 % more time for about half the memory."""
+    group_by_modality_length: bool = False
+    """Batches of one modality and of like length, as the original's stage 2."""
+
+    # -- what is written
+    logging_steps: Positive = 10
+    save_steps: Annotated[float, Field(gt=0)] = 500
+    """As in transformers: below 1 a share of all steps, else a number of steps."""
+    save_total_limit: Positive | None = 2
+    report_to: tuple[str, ...] = ()
+    """Trackers by transformers' names: `tensorboard`, `wandb`, …"""

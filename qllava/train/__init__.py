@@ -1,0 +1,1 @@
+"""The run: a recipe in, an artifact out. On TRL's SFTTrainer."""

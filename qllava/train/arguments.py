@@ -1,0 +1,55 @@
+"""A recipe as TRL's `SFTConfig`. In: the recipe, the number of processes, the dtype. Out: the trainer's arguments."""
+
+from __future__ import annotations
+
+import torch
+from trl import SFTConfig
+
+from ..errors import UserError
+from ..recipe.schema import Recipe
+
+SAME = (  # fields that go over under their own names
+    "output_dir", "seed", "num_train_epochs", "max_steps", "per_device_train_batch_size", "learning_rate",
+    "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm", "optim", "adam_beta1", "adam_beta2",
+    "adam_epsilon", "dataloader_num_workers", "logging_steps", "save_steps", "save_total_limit",
+)  # fmt: skip
+
+
+def accumulation(recipe: Recipe, world_size: int) -> int:
+    """Micro-batches of each process in one optimizer step.
+
+    Raises:
+        UserError: the processes cannot share the global batch evenly.
+    """
+    at_once = recipe.per_device_train_batch_size * world_size
+    if recipe.global_batch_size % at_once:
+        raise UserError(
+            f"global_batch_size {recipe.global_batch_size} cannot be shared by {world_size} process(es) with "
+            f"per_device_train_batch_size {recipe.per_device_train_batch_size}: {at_once} does not divide it."
+        )
+    return recipe.global_batch_size // at_once
+
+
+def trainer_arguments(recipe: Recipe, world_size: int, dtype: torch.dtype, device: torch.device) -> SFTConfig:
+    """The arguments; whatever the recipe does not name is set so that TRL adds nothing of its own."""
+    return SFTConfig(
+        **{name: getattr(recipe, name) for name in SAME},
+        gradient_accumulation_steps=accumulation(recipe, world_size),
+        report_to=list(recipe.report_to) or "none",
+        bf16=dtype == torch.bfloat16,
+        fp16=dtype == torch.float16,
+        tf32=True if device.type == "cuda" else None,
+        use_cpu=device.type == "cpu",
+        save_strategy="steps",
+        logging_strategy="steps",
+        logging_first_step=True,
+        logging_nan_inf_filter=False,  # its default logs a loss of 0.0 where there is NaN
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        max_length=None,  # lengths are the data path's
+        packing=False,
+        gradient_checkpointing=False,  # switched on for the LLM alone, in run.py
+        dataset_kwargs={"skip_prepare_dataset": True},
+        dataloader_persistent_workers=recipe.dataloader_num_workers > 0,
+        ddp_find_unused_parameters=False,
+    )

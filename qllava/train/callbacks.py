@@ -1,0 +1,70 @@
+"""What happens beside the steps: the progress bar with the log, and an orderly stop on Ctrl-C or SIGTERM."""
+
+from __future__ import annotations
+
+import signal
+from typing import Any
+
+from transformers import TrainerCallback
+
+from .. import console
+
+SHOWN = ("loss", "learning_rate", "projector_learning_rate", "grad_norm", "supervised_tokens_per_second", "peak_memory_mib")
+
+
+class Progress(TrainerCallback):
+    """A bar on a terminal, and a line for every entry of the log."""
+
+    def __init__(self) -> None:
+        self.history: list[dict[str, Any]] = []
+        self._bar: Any = None
+        self._advance: Any = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            self._bar = console.progress("training", state.max_steps)
+            self._advance = self._bar.__enter__()
+            self._advance(state.global_step)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._advance:
+            self._advance(1)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict | None = None, **kwargs: Any) -> None:
+        if state.is_world_process_zero and logs and "loss" in logs:
+            self.history.append({"step": state.global_step, **logs})
+            shown = "  ".join(f"{k} {logs[k]:.4g}" for k in SHOWN if k in logs)
+            console.note(f"step {state.global_step}/{state.max_steps}  {shown}")
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._bar:
+            self._bar.__exit__(None, None, None)
+            self._bar = None
+
+
+class OrderlyStop(TrainerCallback):
+    """The first Ctrl-C (or SIGTERM) ends the run after the step under way, with a checkpoint; the second ends it at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._before: dict[int, Any] = {}
+
+    def _ask(self, number: int, frame: Any) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+        console.note("Stopping after this step, with a checkpoint. Press Ctrl-C again to stop at once.")
+
+    def install(self) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._ask)
+
+    def restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before.clear()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        if self.asked:
+            control.should_save = control.should_training_stop = True
+        return control
