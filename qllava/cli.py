@@ -45,8 +45,12 @@ def demo(
 @app.command(epilog="Example: qllava train demo/instruct output_dir=runs/mine learning_rate=1e-4")
 def train(
     recipe: Annotated[str, typer.Argument(help="YAML file, or the name of a shipped recipe.")],
-    overrides: Annotated[Optional[list[str]], typer.Argument(help="key=value, such as max_steps=100 or lora.r=64.")] = None,  # noqa: UP045
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest good checkpoint in output_dir.")] = False,
+    overrides: Annotated[
+        Optional[list[str]], typer.Argument(help="key=value, such as max_steps=100 or lora.r=64.")
+    ] = None,  # noqa: UP045
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the newest good checkpoint in output_dir.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Runs a recipe and leaves its artifact in output_dir/final."""
@@ -86,7 +90,12 @@ def recipes(
 def merge(
     adapter: Annotated[str, typer.Argument(help="Adapter, checkpoint, or the output_dir of a run.")],
     out: Annotated[Path, typer.Option(help="Folder for the merged model.")],
-    target: Annotated[Optional[str], typer.Option(help="bf16 (the original weights) or bf16-dequantized (as QLoRA saw them); by default what training saw.")] = None,  # noqa: UP045
+    target: Annotated[
+        Optional[str],
+        typer.Option(
+            help="bf16 (the original weights) or bf16-dequantized (as QLoRA saw them); by default what training saw."
+        ),
+    ] = None,  # noqa: UP045
     dtype: Annotated[str, typer.Option(help="bfloat16, float16 or float32.")] = "bfloat16",
     base: Base = None,
     as_json: Json = False,
@@ -102,7 +111,9 @@ def merge(
 def evaluate(
     source: Annotated[str, typer.Argument(help="Artifact, run, folder of a Hugging Face LLaVA, or hub id.")],
     data: Annotated[Path, typer.Option(help="LLaVA JSON or JSONL with answers.")],
-    image_root: Annotated[Optional[Path], typer.Option(help="Folder that image paths start from; by default the JSON's.")] = None,  # noqa: UP045
+    image_root: Annotated[
+        Optional[Path], typer.Option(help="Folder that image paths start from; by default the JSON's.")
+    ] = None,  # noqa: UP045
     out: Annotated[Optional[Path], typer.Option(help="JSONL file for the answers.")] = None,  # noqa: UP045
     limit: Annotated[Optional[int], typer.Option(min=1, help="Only the first so many questions.")] = None,  # noqa: UP045
     batch_size: Annotated[int, typer.Option(min=1)] = 32,
@@ -143,7 +154,9 @@ def chat(
         print()
 
 
-@app.command(epilog="Example: qllava assemble --vision-tower openai/clip-vit-large-patch14-336 --llm lmsys/vicuna-7b-v1.5 --out base")
+@app.command(
+    epilog="Example: qllava assemble --vision-tower openai/clip-vit-large-patch14-336 --llm lmsys/vicuna-7b-v1.5 --out base"
+)
 def assemble(
     vision_tower: Annotated[str, typer.Option(help="Folder or hub id of a CLIP vision tower, or `embedded`.")],
     llm: Annotated[str, typer.Option(help="Folder or hub id of a Llama-family LLM, or `embedded`.")],

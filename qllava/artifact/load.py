@@ -84,7 +84,9 @@ def load(
     if folder is None:
         checkpoints = sorted(Path(source).glob("checkpoint-*")) if Path(source).is_dir() else []
         if checkpoints:
-            raise UserError(f"{source} is a run that has not ended. Name one of its checkpoints, such as {checkpoints[-1]}.")
+            raise UserError(
+                f"{source} is a run that has not ended. Name one of its checkpoints, such as {checkpoints[-1]}."
+            )
         if Path(source).is_dir() and not (Path(source) / "config.json").is_file():
             raise UserError(f"{source} is neither an artifact (no {FILE}) nor a Hugging Face model (no config.json).")
         if base is not None:

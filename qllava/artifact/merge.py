@@ -55,7 +55,9 @@ def merge(
     source = base_of(manifest, base)
     device = pick_device() if target == "bf16-dequantized" else torch.device("cpu")
     if target == "bf16-dequantized":
-        model = dequantize(load_model(source, pick_dtype(manifest.dtype or "auto", device), device, quantization)).float()
+        model = dequantize(
+            load_model(source, pick_dtype(manifest.dtype or "auto", device), device, quantization)
+        ).float()
     else:
         model = load_model(source, torch.float32, device)
     model = put_adapter(model, folder)

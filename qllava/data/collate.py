@@ -28,7 +28,12 @@ def collate(rows: Sequence[dict[str, Any]], processing: Processing, side: str = 
         side: where padding goes: `right` to train, `left` to generate.
     """
     spread_rows = [
-        spread(r["input_ids"], r.get("labels") or [IGNORE] * len(r["input_ids"]), processing.image_tokens, processing.image_token_id)
+        spread(
+            r["input_ids"],
+            r.get("labels") or [IGNORE] * len(r["input_ids"]),
+            processing.image_tokens,
+            processing.image_token_id,
+        )
         for r in rows
     ]
     longest = max(len(ids) for ids, _ in spread_rows)

@@ -57,13 +57,17 @@ def parse(row: Any, where: str = "sample") -> Sample:
         raise UserError(f"{where}: 'image' must be a path or a list of paths.")
     talk = row.get("conversations")
     if not isinstance(talk, list) or not talk:
-        raise UserError(f"{where}: 'conversations' is missing or empty; a LLaVA JSON has a list of from/value turns there.")
+        raise UserError(
+            f"{where}: 'conversations' is missing or empty; a LLaVA JSON has a list of from/value turns there."
+        )
     turns = [_turn(t, f"{where}, turn {i + 1}", bool(images)) for i, t in enumerate(talk)]
     if turns[0].role == "assistant":  # the original drops an opening answer
         turns = turns[1:]
     for i, turn in enumerate(turns):
         if turn.role != ("user", "assistant")[i % 2]:
-            raise UserError(f"{where}: turns must alternate between human and gpt, but turn {i + 1} is {turn.role}'s again.")
+            raise UserError(
+                f"{where}: turns must alternate between human and gpt, but turn {i + 1} is {turn.role}'s again."
+            )
     placeholders = sum(t.images for t in turns)
     if placeholders != len(images):
         raise UserError(

@@ -96,7 +96,9 @@ def _llama_2(template: Template, turns: Sequence[Turn]) -> Iterator[Piece]:
 def _plain(template: Template, turns: Sequence[Turn]) -> Iterator[Piece]:
     """`<image>caption\\n`: stage 1. The user's words are thrown away, and no end token follows."""
     if len(turns) > 2 or turns[0].images != 1:
-        raise UserError("The template 'plain' takes one image with one caption: a human turn with '<image>', then one gpt turn.")
+        raise UserError(
+            "The template 'plain' takes one image with one caption: a human turn with '<image>', then one gpt turn."
+        )
     yield Begin()
     yield Image()
     if len(turns) == 2:

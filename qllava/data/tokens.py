@@ -42,7 +42,7 @@ class Encoder:
         model_file: the LLM's `tokenizer.model`, or None.
     """
 
-    def __init__(self, tokenizer: Any, model_file: Path | None = None):
+    def __init__(self, tokenizer: Any, model_file: Path | None = None) -> None:
         self.tokenizer = tokenizer
         self.model_file = model_file
         self.bos, self.eos = tokenizer.bos_token_id, tokenizer.eos_token_id
@@ -124,7 +124,9 @@ def encode_sample(
         return tokens
     cut = Tokens(tokens.ids[:keep], tokens.labels[:keep], truncated=True)
     if IMAGE in tokens.ids[keep:]:
-        raise UserError(f"Sample {sample.id!r}: max_length {max_length} would cut an image away ({image_tokens} positions each).")
+        raise UserError(
+            f"Sample {sample.id!r}: max_length {max_length} would cut an image away ({image_tokens} positions each)."
+        )
     if cut.supervised == 0:
         raise UserError(f"Sample {sample.id!r}: max_length {max_length} leaves nothing of its answer.")
     return cut

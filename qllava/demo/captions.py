@@ -10,6 +10,8 @@ import json
 import random
 from pathlib import Path
 
+from PIL import Image
+
 from . import emoji, world
 from .pretrain_vision import on_ground
 
@@ -23,7 +25,7 @@ def write(out: Path, scenes: int = SCENES, seed: int = 7) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     rows = []
 
-    def add(name: str, picture, caption: str) -> None:
+    def add(name: str, picture: Image.Image, caption: str) -> None:
         picture.save(folder / name)
         talk = [{"from": "human", "value": "<image>\nDescribe the image."}, {"from": "gpt", "value": caption}]
         rows.append({"id": name.removesuffix(".png"), "image": name, "conversations": talk})

@@ -47,7 +47,9 @@ def build(pictures: Path, names: Path, out: Path = ARCHIVE) -> int:
         for entry in sorted(entries, key=lambda e: e["hexcode"]):
             group = groups.get(entry.get("group"), "components")
             code = entry["hexcode"].lower()
-            found = [c for c in (code, code.replace("-fe0f", ""), code + "-fe0f") if f"package/assets/{c}.webp" in files]
+            found = [
+                c for c in (code, code.replace("-fe0f", ""), code + "-fe0f") if f"package/assets/{c}.webp" in files
+            ]
             if group in LEFT_OUT or not found or entry["label"] in done:
                 continue
             done.add(entry["label"])
@@ -67,7 +69,10 @@ def load() -> list[tuple[Emoji, Image.Image]]:
     with zipfile.ZipFile(ARCHIVE) as archive:
         rows = json.loads(archive.read("captions.json"))
         return [
-            (Emoji(r["file"], r["label"], tuple(r["tags"]), r["group"]), Image.open(archive.open(r["file"])).convert("RGBA"))
+            (
+                Emoji(r["file"], r["label"], tuple(r["tags"]), r["group"]),
+                Image.open(archive.open(r["file"])).convert("RGBA"),
+            )
             for r in rows
         ]
 

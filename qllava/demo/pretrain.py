@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
-from . import corpus, emoji, world
+from . import corpus, emoji
 
 
-def sentences(count: int = 40_000):
+def sentences(count: int = 40_000) -> Iterator[str]:
     """Text to train the tokenizer on."""
     from ..data.template import TEMPLATES
 
@@ -28,7 +29,7 @@ def sentences(count: int = 40_000):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--vision-steps", type=int, default=1500)
+    parser.add_argument("--vision-steps", type=int, default=4000)
     parser.add_argument("--language-steps", type=int, default=3000)
     parser.add_argument("--only", choices=("tokenizer", "vision", "language"))
     args = parser.parse_args()

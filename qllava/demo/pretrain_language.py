@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -41,7 +42,9 @@ def config(vocab: int) -> LlamaConfig:
     )
 
 
-def row(rng: random.Random, emojis: list, encoder: Encoder, system: int, easy: bool = False) -> tuple[list[int], list[float]]:
+def row(
+    rng: random.Random, emojis: list, encoder: Encoder, system: int, easy: bool = False
+) -> tuple[list[int], list[float]]:
     """Ids, and the weight of each in the loss."""
     if rng.random() < 0.1:
         ids = [encoder.bos, *encoder.encode(f" {corpus.caption(rng, emojis)}\n")]
@@ -84,7 +87,7 @@ def read_and_answer(model: LlamaForCausalLM, encoder: Encoder, count: int = 400)
     return {"exact": right / count}
 
 
-def train(tokenizer, out: Path, steps: int, size: int = 32, seed: int = 0, peak: float = 1.5e-3) -> dict:
+def train(tokenizer: Any, out: Path, steps: int, size: int = 32, seed: int = 0, peak: float = 1.5e-3) -> dict:
     """Trains for `steps` batches of `size` conversations and writes the LLM to `out`."""
     rng = random.Random(seed + 100)
     torch.manual_seed(seed)
@@ -98,14 +101,19 @@ def train(tokenizer, out: Path, steps: int, size: int = 32, seed: int = 0, peak:
     pool: list = []
     for step in range(steps):
         if not pool:  # eight batches at a time, sorted by length, so that little is padding
-            rows = sorted((row(rng, emojis, encoder, system, step < EASY * steps) for _ in range(8 * size)), key=lambda r: len(r[0]))
+            rows = sorted(
+                (row(rng, emojis, encoder, system, step < EASY * steps) for _ in range(8 * size)),
+                key=lambda r: len(r[0]),
+            )
             pool = [rows[i : i + size] for i in range(0, len(rows), size)]
             rng.shuffle(pool)
         inputs = collate(pool.pop())
         total += int(inputs["mask"].sum())
         with torch.autocast("cpu", torch.bfloat16):
             logits = model(input_ids=inputs["ids"], attention_mask=inputs["mask"]).logits[:, :-1]
-        each = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), inputs["ids"][:, 1:].flatten(), reduction="none")
+        each = torch.nn.functional.cross_entropy(
+            logits.flatten(0, 1).float(), inputs["ids"][:, 1:].flatten(), reduction="none"
+        )
         weights = inputs["weights"][:, 1:].flatten()
         loss = (each * weights).sum() / weights.sum()
         loss.backward()

@@ -11,6 +11,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from . import emoji, world
 from .schedule import Meter, cosine
 
 TEXT_LENGTH = 40
-EASY = 0.4  # share of the steps that see one thing at a time
+EASY = 0.5  # share of the steps that see one thing at a time, and in their first half large ones
 MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
 STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
 
@@ -79,9 +80,9 @@ class Pair:
     facts: frozenset[str]
 
 
-def one_thing(rng: random.Random) -> Pair:
+def one_thing(rng: random.Random, large: bool = False) -> Pair:
     """A scene of one thing, of which the caption names the shape, the colour or both."""
-    scene = world.sample(rng, most=1)
+    scene = world.sample(rng, most=1, sizes=("medium", "large") if large else tuple(world.SIZES))
     thing = scene.things[0]
     claims = rng.choices(((thing.shape,), (thing.color,), (thing.color, thing.shape)), (4, 1, 3))[0]
     named = " ".join(claims) if thing.shape in claims else f"{thing.color} thing"
@@ -89,8 +90,9 @@ def one_thing(rng: random.Random) -> Pair:
     return Pair(world.draw(scene), caption, frozenset(claims), frozenset((thing.shape, thing.color)))
 
 
-def batch(rng: random.Random, emojis: list, size: int, easy: bool = False) -> list[Pair]:
-    """Pairs; while `easy`, the scenes hold one thing and the captions name little of it."""
+def batch(rng: random.Random, emojis: list, size: int, progress: float = 1.0) -> list[Pair]:
+    """Pairs; in the first `EASY` of the progress, the scenes hold one thing and the captions name little of it."""
+    easy = progress < EASY
     pairs = []
     for i in range(size):
         if i % 4 == 0:
@@ -98,7 +100,7 @@ def batch(rng: random.Random, emojis: list, size: int, easy: bool = False) -> li
             caption = emoji.caption(rng, entry)
             pairs.append(Pair(on_ground(rng, picture), caption, frozenset((caption,)), frozenset((caption,))))
         elif easy or i % 4 == 1:
-            pairs.append(one_thing(rng))
+            pairs.append(one_thing(rng, large=progress < EASY / 2))
         else:
             scene = world.sample(rng)
             caption = world.tell(rng, scene)
@@ -111,10 +113,14 @@ def matches(pairs: list[Pair]) -> torch.Tensor:
     return torch.tensor([[float(c.claims <= p.facts) for c in pairs] for p in pairs])
 
 
-def encode(tokenizer, captions: list[str]) -> dict[str, torch.Tensor]:
+def encode(tokenizer: Any, captions: list[str]) -> dict[str, torch.Tensor]:
     """BOS, the caption cut to fit, EOS; padded on the right to the longest. [batch, longest]"""
     rows = [
-        [tokenizer.bos_token_id, *tokenizer.encode(c, add_special_tokens=False)[: TEXT_LENGTH - 2], tokenizer.eos_token_id]
+        [
+            tokenizer.bos_token_id,
+            *tokenizer.encode(c, add_special_tokens=False)[: TEXT_LENGTH - 2],
+            tokenizer.eos_token_id,
+        ]
         for c in captions
     ]
     ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
@@ -125,7 +131,8 @@ def encode(tokenizer, captions: list[str]) -> dict[str, torch.Tensor]:
 
 
 def embed_images(model: CLIPModel, pixel_values: torch.Tensor) -> torch.Tensor:
-    pooled = model.vision_model(pixel_values=pixel_values).pooler_output
+    # the mean of the patches, not the class token: LLaVA reads the patches, so they are to carry the meaning
+    pooled = model.vision_model(pixel_values=pixel_values).last_hidden_state[:, 1:].mean(1)
     return torch.nn.functional.normalize(model.visual_projection(pooled).float(), dim=-1)
 
 
@@ -135,7 +142,7 @@ def embed_texts(model: CLIPModel, **inputs: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def zero_shot(model: CLIPModel, tokenizer, count: int = 500) -> dict[str, float]:
+def zero_shot(model: CLIPModel, tokenizer: Any, count: int = 500) -> dict[str, float]:
     """Share of scenes with one thing whose colour and whose shape CLIP names right, out of all the world's names."""
     rng = random.Random(12345)
     scenes = [world.sample(rng, most=1) for _ in range(count)]
@@ -150,7 +157,7 @@ def zero_shot(model: CLIPModel, tokenizer, count: int = 500) -> dict[str, float]
     }
 
 
-def train(tokenizer, out: Path, steps: int, size: int = 256, seed: int = 0, peak: float = 1.5e-3) -> dict:
+def train(tokenizer: Any, out: Path, steps: int, size: int = 96, seed: int = 0, peak: float = 1e-3) -> dict:
     """Trains for `steps` batches of `size` pairs and writes the tower and its image processor to `out`."""
     rng = random.Random(seed)
     torch.manual_seed(seed)
@@ -161,7 +168,7 @@ def train(tokenizer, out: Path, steps: int, size: int = 256, seed: int = 0, peak
     schedule = cosine(optimizer, steps, warmup=min(100, steps // 5 + 1))
     meter = Meter("vision", steps)
     for step in range(steps):
-        pairs = batch(rng, emojis, size, easy=step < EASY * steps)
+        pairs = batch(rng, emojis, size, step / steps)
         images, captions, true = [p.image for p in pairs], [p.caption for p in pairs], matches(pairs)
         with torch.autocast("cpu", torch.bfloat16):
             image, text = embed_images(model, pixels(images)), embed_texts(model, **encode(tokenizer, captions))

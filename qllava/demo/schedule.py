@@ -23,7 +23,7 @@ def cosine(optimizer: torch.optim.Optimizer, steps: int, warmup: int) -> torch.o
 class Meter:
     """Prints the mean loss of the last fifty steps, and what `probe` measures at every tenth of the way."""
 
-    def __init__(self, name: str, steps: int):
+    def __init__(self, name: str, steps: int) -> None:
         self.name, self.steps, self.start, self.losses = name, steps, time.perf_counter(), []
 
     def __call__(self, step: int, loss: float, probe: Callable[[], dict]) -> None:
@@ -33,7 +33,10 @@ class Meter:
             recent = self.losses[-50:]
             seconds = time.perf_counter() - self.start
             told = probe() if tenth else ""
-            print(f"{self.name} {step + 1}/{self.steps} loss {sum(recent) / len(recent):.4f} {seconds:.0f} s {told}", flush=True)
+            print(
+                f"{self.name} {step + 1}/{self.steps} loss {sum(recent) / len(recent):.4f} {seconds:.0f} s {told}",
+                flush=True,
+            )
 
     def summary(self) -> dict:
         recent = self.losses[-50:]

@@ -67,14 +67,14 @@ def shade(rng: random.Random, color: str) -> tuple[int, int, int]:
     return tuple(round(255 * c) for c in colorsys.hsv_to_rgb(hue / 360 % 1, saturation, value))
 
 
-def sample(rng: random.Random, most: int = 3) -> Scene:
+def sample(rng: random.Random, most: int = 3, sizes: tuple[str, ...] = tuple(SIZES)) -> Scene:
     """A scene of one to `most` things that do not hide one another and differ in shape and colour."""
     count = rng.choices(range(1, most + 1), weights=(5, 3, 2)[:most])[0]
     things: list[Thing] = []
     shapes, colors = rng.sample(SHAPES, count), rng.sample(list(COLORS), count)
     for shape, color in zip(shapes, colors, strict=True):
         for _ in range(40):
-            size = rng.choice(list(SIZES))
+            size = rng.choice(sizes)
             half = rng.uniform(*SIZES[size])
             x, y = rng.uniform(half, EDGE - half), rng.uniform(half, EDGE - half)
             if all(math.hypot(x - t.x, y - t.y) > 1.1 * (half + t.half) for t in things):
@@ -287,9 +287,7 @@ def ask(rng: random.Random, scene: Scene) -> Question:
         many = NUMBERS[len(things)]
         return Question(text, many, f"There {'is' if len(things) == 1 else 'are'} {many}.")
     if kind == "size":
-        return Question(
-            f"How large is {the}?", thing.size, f"{the.capitalize()} is {thing.size}."
-        )
+        return Question(f"How large is {the}?", thing.size, f"{the.capitalize()} is {thing.size}.")
     return Question(f"Where is {the}?", thing.place, f"{the.capitalize()} is at the {thing.place}.")
 
 

@@ -72,7 +72,9 @@ def score(loaded: Loaded, asked: Sequence[Question], max_new_tokens: int = 32, b
     ids = [encode_prompt(q.turns, processing.template, processing.encoder) for q in asked]
     lengths = [prompt_length(i, processing.image_tokens) for i in ids]
     prompts = [
-        functools.partial(lambda q, i: {"input_ids": i, "pixel_values": processing.pixels([_open(f) for f in q.images])}, q, i)
+        functools.partial(
+            lambda q, i: {"input_ids": i, "pixel_values": processing.pixels([_open(f) for f in q.images])}, q, i
+        )
         for q, i in zip(asked, ids, strict=True)
     ]
     with console.progress("answering", len(asked)) as advance:
@@ -114,6 +116,11 @@ def evaluate(
         Path(out).parent.mkdir(parents=True, exist_ok=True)
         with Path(out).open("w", encoding="utf-8") as file:
             for question, answer in zip(asked, result.answers, strict=True):
-                line = {"id": question.id, "prompt": question.turns[-1].text, "answer": answer, "expected": question.answer}
+                line = {
+                    "id": question.id,
+                    "prompt": question.turns[-1].text,
+                    "answer": answer,
+                    "expected": question.answer,
+                }
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
     return {"exact_match": result.exact_match, "correct": result.correct, "questions": result.questions}

@@ -19,7 +19,9 @@ Prompt = Callable[[], dict[str, Any]]  # made when its batch comes up, so that f
 
 
 @torch.inference_mode()
-def generate(loaded: Loaded, prompts: Sequence[dict[str, Any]], max_new_tokens: int = 128, **options: Any) -> list[list[int]]:
+def generate(
+    loaded: Loaded, prompts: Sequence[dict[str, Any]], max_new_tokens: int = 128, **options: Any
+) -> list[list[int]]:
     """Token ids of one answer for each prompt, without the end token, for a batch at once."""
     batch = collate(prompts, loaded.processing, side="left")
     batch.pop("labels")

@@ -45,7 +45,9 @@ def add_lora(model: nn.Module, lora: Lora) -> nn.Module:
 
 def lora_modules(model: nn.Module) -> list[str]:
     """Paths of the modules that carry LoRA, from the LLaVA's root."""
-    return [n.removeprefix("base_model.model.") for n, m in model.named_modules() if hasattr(m, "lora_A") and len(m.lora_A)]
+    return [
+        n.removeprefix("base_model.model.") for n, m in model.named_modules() if hasattr(m, "lora_A") and len(m.lora_A)
+    ]
 
 
 def check_lora(model: nn.Module, expected: int) -> None:
@@ -106,16 +108,27 @@ def audit(model: nn.Module, tune: str) -> list[Part]:
         dtypes.setdefault(part, set()).add("4-bit" if size != p.numel() else str(p.dtype).removeprefix("torch."))
         if p.requires_grad and p.dtype != torch.float32:
             raise RunError(f"{name} trains in {p.dtype}; master weights must be float32.")
-    expected = {"projector"} | {"lora": {"LoRA"}, "qlora": {"LoRA"}, "full": {"LLM", "embeddings", "lm_head"}}.get(tune, set())
+    expected = {"projector"} | {"lora": {"LoRA"}, "qlora": {"LoRA"}, "full": {"LLM", "embeddings", "lm_head"}}.get(
+        tune, set()
+    )
     training = {part for part, c in counts.items() if c["trainable"]}
     if training - expected or any(counts[p]["trainable"] != counts[p]["parameters"] for p in expected & set(counts)):
-        raise RunError(f"With tune '{tune}', {sorted(expected)} must train whole and nothing else, but {sorted(training)} do.")
+        raise RunError(
+            f"With tune '{tune}', {sorted(expected)} must train whole and nothing else, but {sorted(training)} do."
+        )
     quantized = Counter(part_of(n) for n in quantized_linears(model))
     if bool(quantized) != (tune == "qlora") or set(quantized) - {"LLM"}:
         raise RunError(f"With tune '{tune}', 4-bit linears are in: {dict(quantized)}.")
     lora = len(lora_modules(model))
     return [
-        Part(part, c["parameters"], c["trainable"], "+".join(sorted(dtypes[part])), quantized[part], lora if part == "LoRA" else 0)
+        Part(
+            part,
+            c["parameters"],
+            c["trainable"],
+            "+".join(sorted(dtypes[part])),
+            quantized[part],
+            lora if part == "LoRA" else 0,
+        )
         for part, c in counts.items()
     ]
 

@@ -69,7 +69,9 @@ def load_model(
     return model.requires_grad_(False).eval()
 
 
-def _options(dtype: torch.dtype, device: torch.device, quantization: Quantization | None, whole: bool) -> dict[str, Any]:
+def _options(
+    dtype: torch.dtype, device: torch.device, quantization: Quantization | None, whole: bool
+) -> dict[str, Any]:
     options: dict[str, Any] = {"dtype": dtype}
     if quantization is not None:
         options |= {

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import types
+from typing import Any
 
 import torch
 from transformers.models.llava.modeling_llava import LlavaCausalLMOutputWithPast
@@ -19,7 +20,9 @@ def install_loss(llava: torch.nn.Module) -> None:
     """Makes `llava(..., labels=…, normalizer=…)` return that loss, and no logits. Without labels nothing changes."""
     plain = types.MethodType(type(llava).forward, llava)
 
-    def forward(self, *args, labels=None, normalizer=None, **kwargs):
+    def forward(
+        self: Any, *args: Any, labels: torch.Tensor | None = None, normalizer: Any = None, **kwargs: Any
+    ) -> LlavaCausalLMOutputWithPast:
         if labels is None:
             return plain(*args, **kwargs)
         hidden = self.model(*args, use_cache=False, **kwargs).last_hidden_state[:, :-1]

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import torch
 from torch import nn
+from transformers import BitsAndBytesConfig
 
 from ..errors import RunError
 from ..recipe.schema import Quantization
@@ -20,10 +21,8 @@ from .device import DTYPES
 SPARED = ("model.vision_tower", "model.multi_modal_projector", "lm_head")  # full paths in a whole LLaVA
 
 
-def bits_config(quantization: Quantization, dtype: torch.dtype, whole: bool):
+def bits_config(quantization: Quantization, dtype: torch.dtype, whole: bool) -> BitsAndBytesConfig:
     """The `BitsAndBytesConfig` for a whole LLaVA, or (`whole=False`) for an LLM on its own."""
-    from transformers import BitsAndBytesConfig
-
     compute = quantization.bnb_4bit_compute_dtype
     return BitsAndBytesConfig(
         load_in_4bit=True,

@@ -150,13 +150,19 @@ def _explain(error: Mapping[str, Any]) -> str:
             if where[-1] in REMEDIES:
                 return f"{field}: no such field; {REMEDIES[where[-1]]}"
             close = difflib.get_close_matches(where[-1], known, n=1, cutoff=0.5)
-            return f"{field}: no such field." + (f" Did you mean '{close[0]}'?" if close else f" There are: {', '.join(known)}.")
+            return f"{field}: no such field." + (
+                f" Did you mean '{close[0]}'?" if close else f" There are: {', '.join(known)}."
+            )
         case "missing":
             return f"{field}: is missing."
         case "literal_error":
             allowed = error["ctx"]["expected"]
-            close = difflib.get_close_matches(str(error["input"]), [a.strip(" '") for a in allowed.replace(" or ", ",").split(",")], 1, 0.4)
-            return f"{field}: {error['input']!r} is none of {allowed}." + (f" Did you mean '{close[0]}'?" if close else "")
+            close = difflib.get_close_matches(
+                str(error["input"]), [a.strip(" '") for a in allowed.replace(" or ", ",").split(",")], 1, 0.4
+            )
+            return f"{field}: {error['input']!r} is none of {allowed}." + (
+                f" Did you mean '{close[0]}'?" if close else ""
+            )
         case _:
             return f"{field}: {error['msg']} (got {str(error['input'])[:60]!r})."
 

@@ -25,7 +25,7 @@ HELP = "/image FILE takes an image and starts anew, /new starts anew, /quit (or 
 class _Streamer(TextStreamer):
     """Hands each piece of text to a function instead of printing it."""
 
-    def __init__(self, tokenizer: Any, say: Callable[[str], None]):
+    def __init__(self, tokenizer: Any, say: Callable[[str], None]) -> None:
         super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
         self._say = say
 

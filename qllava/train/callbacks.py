@@ -9,7 +9,14 @@ from transformers import TrainerCallback
 
 from .. import console
 
-SHOWN = ("loss", "learning_rate", "projector_learning_rate", "grad_norm", "supervised_tokens_per_second", "peak_memory_mib")
+SHOWN = (
+    "loss",
+    "learning_rate",
+    "projector_learning_rate",
+    "grad_norm",
+    "supervised_tokens_per_second",
+    "peak_memory_mib",
+)
 
 
 class Progress(TrainerCallback):

@@ -9,7 +9,12 @@ from ..artifact.manifest import verify
 from ..errors import RunError, UserError
 
 NAME = re.compile(r"checkpoint-(\d+)")
-NEEDED = ("optimizer.pt", "scheduler.pt", "rng_state", "trainer_state.json")  # without one, a resumed run differs in silence
+NEEDED = (
+    "optimizer.pt",
+    "scheduler.pt",
+    "rng_state",
+    "trainer_state.json",
+)  # without one, a resumed run differs in silence
 
 
 def checkpoints(output_dir: Path) -> list[Path]:

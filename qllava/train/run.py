@@ -115,7 +115,9 @@ def _manifest(recipe: Recipe, dtype: torch.dtype, parts: list) -> Manifest:
     )
 
 
-def _trainer(recipe: Recipe, model: Any, processing: Any, rows: Any, manifest: Manifest, dtype: Any, device: Any) -> Any:
+def _trainer(
+    recipe: Recipe, model: Any, processing: Any, rows: Any, manifest: Manifest, dtype: Any, device: Any
+) -> Any:
     from accelerate import PartialState
     from transformers import PrinterCallback
 
@@ -163,7 +165,15 @@ def _finish(trainer: Any, out: Path, manifest: Manifest, history: Any, seconds: 
         with writing(out / FINAL, final) as folder:
             trainer.write_weights(folder)
     trainer.accelerator.wait_for_everyone()
-    return Result(out / FINAL, report["steps"], report["seconds"], report["peak_memory_mib"], report["loss"], audit_rows(parts), history.history)
+    return Result(
+        out / FINAL,
+        report["steps"],
+        report["seconds"],
+        report["peak_memory_mib"],
+        report["loss"],
+        audit_rows(parts),
+        history.history,
+    )
 
 
 def _how_to_go_on(out: Path) -> str:

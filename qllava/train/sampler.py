@@ -27,7 +27,7 @@ class SeededSampler(Sampler[int]):
         grouped: by modality and length.
     """
 
-    def __init__(self, lengths: Sequence[int], global_batch_size: int, seed: int, grouped: bool = False):
+    def __init__(self, lengths: Sequence[int], global_batch_size: int, seed: int, grouped: bool = False) -> None:
         self.lengths, self.size, self.seed, self.grouped = lengths, global_batch_size, seed, grouped
         self.epoch = 0
 

@@ -38,7 +38,7 @@ class LlavaTrainer(SFTTrainer):
         manifest: of the artifacts, but for what is only known when one is written.
     """
 
-    def __init__(self, *args: Any, recipe: Recipe, processing: Processing, manifest: Manifest, **kwargs: Any):
+    def __init__(self, *args: Any, recipe: Recipe, processing: Processing, manifest: Manifest, **kwargs: Any) -> None:
         self.recipe, self.processing, self.manifest = recipe, processing, manifest
         self.supervised, self.started = 0, time.perf_counter()  # since the last line of the log
         self._saving_in: Path | None = None
@@ -59,11 +59,16 @@ class LlavaTrainer(SFTTrainer):
             return self.optimizer
         model = self.model if model is None else model
         decayed = set(self.get_decay_parameter_names(model))
-        rates = {True: self.recipe.projector_learning_rate or self.recipe.learning_rate, False: self.recipe.learning_rate}
+        rates = {
+            True: self.recipe.projector_learning_rate or self.recipe.learning_rate,
+            False: self.recipe.learning_rate,
+        }
         trainable = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
         groups = [
             {
-                "params": [p for n, p in trainable if ("multi_modal_projector" in n) == projector and (n in decayed) == decay],
+                "params": [
+                    p for n, p in trainable if ("multi_modal_projector" in n) == projector and (n in decayed) == decay
+                ],
                 "lr": rates[projector],
                 "weight_decay": self.args.weight_decay if decay else 0.0,
             }
@@ -77,10 +82,16 @@ class LlavaTrainer(SFTTrainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> SeededSampler:
         rows = (train_dataset if train_dataset is not None else self.train_dataset).with_format(None)
         lengths = lengths_of(rows["turns"], rows["images"]) if self.recipe.group_by_modality_length else [1] * len(rows)
-        return SeededSampler(lengths, self.recipe.global_batch_size, self.recipe.seed, self.recipe.group_by_modality_length)
+        return SeededSampler(
+            lengths, self.recipe.global_batch_size, self.recipe.seed, self.recipe.group_by_modality_length
+        )
 
     def compute_loss(
-        self, model: torch.nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
     ) -> Any:
         """The mean over all supervised tokens of the global batch, so that its split does not matter."""
         self.supervised += int((inputs["labels"][:, 1:] != IGNORE).sum())
@@ -96,7 +107,9 @@ class LlavaTrainer(SFTTrainer):
             now = time.perf_counter()
             groups = self.optimizer.param_groups  # the projector's come last, and all follow one schedule
             logs["projector_learning_rate"] = logs["learning_rate"] * groups[-1]["initial_lr"] / groups[0]["initial_lr"]
-            logs["supervised_tokens_per_second"] = round(self.supervised * self.args.world_size / (now - self.started), 1)
+            logs["supervised_tokens_per_second"] = round(
+                self.supervised * self.args.world_size / (now - self.started), 1
+            )
             logs["peak_memory_mib"] = peak_memory()
             self.supervised, self.started = 0, now
         Trainer.log(self, logs, start_time)

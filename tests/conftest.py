@@ -1,0 +1,73 @@
+"""What tests share: small data on disk, the embedded base, and the folder `shared/` where there is one."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach a hub
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder with conformance data and the Llama vocabulary, beside the checkout or inside it."""
+    for folder in (os.environ.get("QLLAVA_SHARED"), ROOT.parent / "shared", ROOT / "shared"):
+        if folder and (Path(folder) / "conformance").is_dir():
+            return Path(folder)
+    pytest.skip("no shared/ folder with conformance data (made by running the original LLaVA; not part of the repository)")
+
+
+def scene_rows(count: int) -> list[dict]:
+    """LLaVA samples about drawn pictures: one question about even ones, two about odd ones."""
+    colors = ("red", "green", "blue")
+    rows = []
+    for i in range(count):
+        turns = [
+            {"from": "human", "value": "<image>\nWhich color?\nAnswer the question using a single word or phrase."},
+            {"from": "gpt", "value": colors[i % 3]},
+        ]
+        if i % 2:
+            turns += [{"from": "human", "value": "Is it red?"}, {"from": "gpt", "value": "yes" if i % 3 == 0 else "no"}]
+        rows.append({"id": f"s{i}", "image": f"{i}.png", "conversations": turns})
+    return rows
+
+
+@pytest.fixture
+def scenes(tmp_path: Path) -> Path:
+    """A LLaVA JSON of 16 samples (two of them text alone) with its pictures in `images/`."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    rows = scene_rows(14)
+    for i in range(14):
+        Image.new("RGB", (64 + i, 64), ("red", "green", "blue")[i % 3]).save(folder / f"{i}.png")
+    for i in (14, 15):
+        talk = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello!"}]
+        rows.append({"id": f"t{i}", "conversations": talk})
+    path = tmp_path / "scenes.json"
+    path.write_text(json.dumps(rows))
+    return path
+
+
+@pytest.fixture
+def recipe_values(scenes: Path, tmp_path: Path) -> dict:
+    """A small QLoRA run on the embedded base."""
+    return {
+        "stage": "instruct",
+        "tune": "qlora",
+        "base": {"vision_tower": "embedded", "llm": "embedded"},
+        "lora": {"r": 4, "lora_alpha": 8, "lora_dropout": 0.0},
+        "data": [{"path": str(scenes), "image_root": "images"}],
+        "output_dir": str(tmp_path / "run"),
+        "global_batch_size": 4,
+        "per_device_train_batch_size": 2,
+        "learning_rate": 1e-2,
+        "projector_learning_rate": 1e-3,
+        "max_steps": 4,
+        "save_steps": 2,
+        "logging_steps": 1,
+    }

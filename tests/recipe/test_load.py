@@ -1,0 +1,108 @@
+"""From YAML to a recipe: `extends`, overrides, and all mistakes at once."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qllava.errors import UserError
+from qllava.recipe import load_recipe, resolve_recipe
+from qllava.recipe.load import merge, parse_override
+
+GOOD = {
+    "stage": "instruct",
+    "tune": "lora",
+    "base": "some/llava",
+    "data": [{"path": "a.json"}],
+    "output_dir": "out",
+    "global_batch_size": 8,
+    "per_device_train_batch_size": 4,
+    "learning_rate": 1e-4,
+}
+
+
+def test_defaults_and_overrides():
+    recipe = resolve_recipe(GOOD, ["lora.r=64", "learning_rate=2e-5", "report_to=[tensorboard]"])
+    assert (recipe.lora.r, recipe.lora.lora_alpha) == (64, 256)
+    assert recipe.learning_rate == 2e-5
+    assert recipe.report_to == ("tensorboard",)
+    assert recipe.template == "vicuna_v1"
+
+
+def test_all_mistakes_come_at_once_with_the_nearest_name():
+    bad = {**GOOD, "learning_rat": 1e-4, "tune": "qlor", "lora": {"rank": 3}, "global_batch_size": "many", "warmup_ratio": 0.1}
+    del bad["output_dir"]
+    with pytest.raises(UserError) as caught:
+        resolve_recipe(bad, name="mine.yaml")
+    message = str(caught.value)
+    assert message.startswith("mine.yaml has 6 mistakes")
+    assert "learning_rat: no such field. Did you mean 'learning_rate'?" in message
+    assert "Did you mean 'qlora'?" in message
+    assert "lora.rank: no such field" in message
+    assert "global_batch_size" in message and "'many'" in message
+    assert "output_dir: is missing" in message
+    assert "warmup_ratio: no such field; transformers 5 calls it warmup_steps" in message
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"stage": "align"}, "tune"),
+        ({"template": "plain"}, "template"),
+        ({"per_device_train_batch_size": 3}, "per_device_train_batch_size"),
+        ({"tune": "full", "lora": {"r": 8}}, "lora"),
+        ({"quantization": {"bnb_4bit_quant_type": "nf4"}}, "quantization"),
+        ({"max_steps": 0}, "max_steps"),
+        ({"save_steps": 1.5}, "save_steps"),
+    ],
+)
+def test_impossible_combinations(change, field):
+    with pytest.raises(UserError, match=f"- {field}: "):
+        resolve_recipe({**GOOD, **change})
+
+
+def test_extends_holds_only_the_difference(tmp_path):
+    (tmp_path / "base.yaml").write_text(
+        "stage: instruct\ntune: lora\nbase: x\ndata: [{path: ./d.json}]\noutput_dir: out\n"
+        "global_batch_size: 8\nper_device_train_batch_size: 4\nlearning_rate: 2e-4\nlora: {r: 16, lora_alpha: 32}\n"
+    )
+    (tmp_path / "child.yaml").write_text("extends: base.yaml\nlora: {r: 8}\n")
+    recipe = load_recipe(tmp_path / "child.yaml")
+    assert (recipe.lora.r, recipe.lora.lora_alpha) == (8, 32)
+    assert recipe.data[0].path == str(tmp_path / "d.json")  # ./ is the YAML's own folder
+    assert recipe.learning_rate == 2e-4  # YAML 1.1 would read a string
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("- a\n- b\n", "holds list"),
+        ("a: [\n", "is not a YAML file"),
+        ("extends: self.yaml\n", "extends itself"),
+        ("extends: gone.yaml\n", "No recipe at"),
+        ("", "holds NoneType"),
+    ],
+)
+def test_files_that_are_no_recipe(tmp_path, text, complaint):
+    (tmp_path / "self.yaml").write_text(text)
+    with pytest.raises(UserError, match=complaint):
+        load_recipe(tmp_path / "self.yaml")
+
+
+@pytest.mark.parametrize("override", ["learning_rate", "=3", " "])
+def test_override_without_a_key(override):
+    with pytest.raises(UserError, match="is no override"):
+        parse_override(override)
+
+
+nested = st.recursive(st.integers(), lambda x: st.dictionaries(st.sampled_from("abc"), x, max_size=3), max_leaves=8)
+mappings = st.dictionaries(st.sampled_from("abc"), nested, max_size=3)
+
+
+@given(mappings, mappings)
+def test_merge_keeps_what_lies_on_top(under, over):
+    merged = merge(under, over)
+    assert set(merged) == set(under) | set(over)
+    assert merge(merged, over) == merged
+    assert merge({}, over) == over and merge(under, {}) == under
