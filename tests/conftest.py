@@ -19,7 +19,9 @@ def shared() -> Path:
     for folder in (os.environ.get("QLLAVA_SHARED"), ROOT.parent / "shared", ROOT / "shared"):
         if folder and (Path(folder) / "conformance").is_dir():
             return Path(folder)
-    pytest.skip("no shared/ folder with conformance data (made by running the original LLaVA; not part of the repository)")
+    pytest.skip(
+        "no shared/ folder with conformance data (made by running the original LLaVA; not part of the repository)"
+    )
 
 
 def scene_rows(count: int) -> list[dict]:

@@ -62,7 +62,9 @@ def test_the_import_check_sees_relative_and_absolute_imports(tmp_path: Path):
     assert imported_rooms(PACKAGE / "data" / "dataset.py") >= {"errors", "recipe", "data"}
 
 
-@pytest.mark.parametrize("file", [f for d in ("qllava", "tests", "benchmarks") for f in (ROOT / d).rglob("*.py")], ids=str)
+@pytest.mark.parametrize(
+    "file", [f for d in ("qllava", "tests", "benchmarks") for f in (ROOT / d).rglob("*.py")], ids=str
+)
 def test_no_file_is_long(file: Path):
     assert len(file.read_text().splitlines()) <= 300
 

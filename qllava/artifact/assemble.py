@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from ..model.build import load_model, load_processing, sources
-from ..model.device import DTYPES
+from ..model.device import dtype_of
 from ..model.fingerprint import fingerprint
 from ..model.whole import save_whole
 from ..recipe.schema import Parts
@@ -23,6 +23,7 @@ def assemble(
     Raises:
         UserError: a part is missing or of another kind, or `out` is there already.
     """
+    written = dtype_of(dtype)
     parts = Parts(vision_tower=vision_tower, llm=llm)
     processing = load_processing(parts, template, image_aspect_ratio)
     manifest = Manifest(
@@ -30,5 +31,5 @@ def assemble(
         report={"parts": parts.model_dump(), "fingerprint": fingerprint(sources(parts))},
     )  # fmt: skip
     with writing(Path(out), manifest) as partial:
-        save_whole(load_model(parts, DTYPES[dtype], torch.device("cpu")), processing, partial, DTYPES[dtype])
+        save_whole(load_model(parts, written, torch.device("cpu")), processing, partial, written)
     return Path(out)

@@ -13,7 +13,7 @@ import torch
 
 from ..errors import UserError
 from ..model.build import load_model, load_processing
-from ..model.device import DTYPES, pick_device, pick_dtype
+from ..model.device import dtype_of, pick_device, pick_dtype
 from ..model.quantize import dequantize
 from ..model.whole import save_whole
 from .adapter import put_adapter
@@ -38,7 +38,7 @@ def merge(
         UserError: `adapter` is none, is on another base, or `out` is there already.
         RunError: a file of the adapter is damaged.
     """
-    folder = find_artifact(adapter)
+    written, folder = dtype_of(dtype), find_artifact(adapter)
     if folder is None:
         raise UserError(f"{adapter} is not an artifact, so there is nothing to merge.")
     manifest = verify(folder)
@@ -75,5 +75,5 @@ def merge(
         report={"merged_from": str(folder), "base": manifest.base.model_dump(), "target": target},
     )
     with writing(Path(out), merged) as partial:
-        save_whole(model, processing, partial, DTYPES[dtype])
+        save_whole(model, processing, partial, written)
     return Path(out)

@@ -6,6 +6,8 @@ import os
 
 import torch
 
+from ..errors import UserError, nearest
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -16,10 +18,21 @@ def pick_device() -> torch.device:
     return torch.device("cpu")
 
 
+def dtype_of(name: str) -> torch.dtype:
+    """The dtype of that name.
+
+    Raises:
+        UserError: weights are not kept in such a dtype.
+    """
+    if name not in DTYPES:
+        raise UserError(f"No dtype '{name}' for weights.{nearest(name, DTYPES)} There are: {', '.join(DTYPES)}.")
+    return DTYPES[name]
+
+
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     """The dtype of that name; `auto` is bfloat16 on a GPU that has it, float16 on one that has not, float32 on the CPU."""
     if name != "auto":
-        return DTYPES[name]
+        return dtype_of(name)
     if device.type == "cpu":
         return torch.float32
     return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float16

@@ -32,7 +32,11 @@ def cases(shared):
 def test_every_case(cases, encoders, backend):
     wrong = []
     for number, case in enumerate(cases):
-        row = {"id": str(number), "conversations": case["conversations"], **({"image": "x.png"} if case["image"] else {})}
+        row = {
+            "id": str(number),
+            "conversations": case["conversations"],
+            **({"image": "x.png"} if case["image"] else {}),
+        }
         tokens = encode_pieces(TEMPLATES[case["template"]].pieces(parse(row).turns), encoders[backend])
         if tokens.ids != case["input_ids"] or tokens.labels != case["labels"]:
             wrong.append(number)

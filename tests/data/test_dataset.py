@@ -64,6 +64,8 @@ def test_a_missing_image_is_named_before_anything_runs(scenes):
 
 def test_two_sources_are_joined_in_order(scenes, tmp_path):
     other = tmp_path / "more.jsonl"
-    other.write_text(json.dumps({"id": "m", "conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}))
+    other.write_text(
+        json.dumps({"id": "m", "conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]})
+    )
     rows = read_sources((*source(scenes), Source(path=str(other))))
     assert len(rows) == 17 and rows[16]["id"] == "m"

@@ -38,7 +38,12 @@ def test_what_is_no_image_is_refused_by_name(tmp_path):
     (tmp_path / "empty.png").write_bytes(b"")
     Image.effect_noise((64, 64), 50).convert("RGB").save(tmp_path / "whole.jpg")
     (tmp_path / "cut.jpg").write_bytes((tmp_path / "whole.jpg").read_bytes()[:700])
-    for name, complaint in (("text.png", "is not an image"), ("empty.png", "is not an image"), ("cut.jpg", "cannot be decoded"), ("gone.png", "No image at")):
+    for name, complaint in (
+        ("text.png", "is not an image"),
+        ("empty.png", "is not an image"),
+        ("cut.jpg", "cannot be decoded"),
+        ("gone.png", "No image at"),
+    ):
         with pytest.raises(UserError, match=complaint) as caught:
             open_image(tmp_path / name)
         assert name in str(caught.value)

@@ -27,7 +27,9 @@ def encoder(family: str) -> Encoder:
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     special = ["<unk>", "<s>", "</s>"]
-    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+    )
     bpe.train_from_iterator(["the cat sat on the mat\n\n", "USER: what is this? ASSISTANT: a dog"] * 20, trainer)
     return Encoder(PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token="<s>", eos_token="</s>", unk_token="<unk>"))
 
@@ -35,14 +37,18 @@ def encoder(family: str) -> Encoder:
 FAMILIES = ("sentencepiece", "metaspace", "byte-level")
 # A sentence mark at a tokenizer's byte level is no text: lone surrogates cannot be encoded, ▁ is SentencePiece's own space
 words = st.text(st.characters(blacklist_categories=("Cs",), blacklist_characters="▁\x00"), min_size=1, max_size=30)
-tricky = st.sampled_from(["</s>", "<s>", "<image>", " ASSISTANT: ", "USER:", "  two", "\n", "\n\nx ", "猫 🐱", "a</s>b", "<pad>"])
+tricky = st.sampled_from(
+    ["</s>", "<s>", "<image>", " ASSISTANT: ", "USER:", "  two", "\n", "\n\nx ", "猫 🐱", "a</s>b", "<pad>"]
+)
 texts = st.one_of(words, tricky)
 
 
 def decode(enc: Encoder, ids: list[int]) -> bytes:
     """The bytes that ids stand for, without a word of help from the tokenizer's own clean-up."""
     tokens = enc.tokenizer.convert_ids_to_tokens(ids)
-    if enc.tokenizer.backend_tokenizer.decoder is not None and "ByteLevel" in str(enc.tokenizer.backend_tokenizer.decoder):
+    if enc.tokenizer.backend_tokenizer.decoder is not None and "ByteLevel" in str(
+        enc.tokenizer.backend_tokenizer.decoder
+    ):
         table = {c: b for b, c in _byte_letters().items()}
         return bytes(table[c] for t in tokens for c in t)
     out = b""

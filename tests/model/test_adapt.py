@@ -23,10 +23,25 @@ SHAPES = {  # hidden, intermediate, layers, heads; modules, LoRA parameters, pro
 @pytest.mark.parametrize("size", SHAPES)
 def test_counts_on_the_real_shapes(size):
     (hidden, intermediate, layers, heads), (modules, lora, projector) = SHAPES[size]
-    text = LlamaConfig(hidden_size=hidden, intermediate_size=intermediate, num_hidden_layers=layers, num_attention_heads=heads, vocab_size=32064)
-    vision = CLIPVisionConfig(hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, image_size=336, patch_size=14)
+    text = LlamaConfig(
+        hidden_size=hidden,
+        intermediate_size=intermediate,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        vocab_size=32064,
+    )
+    vision = CLIPVisionConfig(
+        hidden_size=1024,
+        intermediate_size=4096,
+        num_hidden_layers=24,
+        num_attention_heads=16,
+        image_size=336,
+        patch_size=14,
+    )
     with torch.device("meta"):
-        model = LlavaForConditionalGeneration(LlavaConfig(vision_config=vision.to_dict(), text_config=text.to_dict())).requires_grad_(False)
+        model = LlavaForConditionalGeneration(
+            LlavaConfig(vision_config=vision.to_dict(), text_config=text.to_dict())
+        ).requires_grad_(False)
         model = make_trainable(model, recipe("lora", r=128))
     found = lora_modules(model)
     assert len(found) == modules
@@ -51,7 +66,12 @@ def build(tune, dtype=torch.bfloat16):
 
 @pytest.mark.parametrize(
     ("tune", "training"),
-    [("projector", {"projector"}), ("lora", {"projector", "LoRA"}), ("qlora", {"projector", "LoRA"}), ("full", {"projector", "LLM", "lm_head", "embeddings"})],
+    [
+        ("projector", {"projector"}),
+        ("lora", {"projector", "LoRA"}),
+        ("qlora", {"projector", "LoRA"}),
+        ("full", {"projector", "LLM", "lm_head", "embeddings"}),
+    ],
 )
 def test_each_mode_trains_its_parts_in_float32(tune, training):
     parts = {p.part: p for p in audit(build(tune), tune)}

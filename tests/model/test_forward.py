@@ -34,3 +34,17 @@ def test_loss_and_gradient_equal_the_plain_ones(scenes):
     torch.testing.assert_close(ours(**batch, normalizer=2 * count).loss, expected / 2)
     unlabelled = {k: v for k, v in batch.items() if k != "labels"}
     torch.testing.assert_close(ours(**unlabelled).logits, plain(**unlabelled).logits)
+
+
+def test_text_alone_gives_the_projector_a_gradient_of_zero(scenes):
+    processing = load_processing(EMBEDDED, "vicuna_v1", "pad")
+    rows = training_set((Source(path=str(scenes), image_root="images"),), processing, 2048)
+    batch = collate([rows[14], rows[15]], processing)
+    model = load_model(EMBEDDED, torch.float32, torch.device("cpu"))
+    expected = model(**batch).loss
+    model.model.multi_modal_projector.requires_grad_(True)
+    install_loss(model)
+    loss = model(**batch).loss
+    torch.testing.assert_close(loss, expected)
+    loss.backward()
+    assert all((p.grad == 0).all() for p in model.model.multi_modal_projector.parameters())

@@ -57,7 +57,10 @@ def gradients(model, ids):
 def test_an_evaluation_forward_changes_nothing(model):
     """Without the guard, on a CPU with AVX512-BF16, the weights are repacked here and later gradients are wrong."""
     ids = torch.arange(3, 35)[None]
-    before, packed = gradients(model, ids), {n: m.weight.data.clone() for n, m in quantize.quantized_linears(model).items()}
+    before, packed = (
+        gradients(model, ids),
+        {n: m.weight.data.clone() for n, m in quantize.quantized_linears(model).items()},
+    )
     model.eval()
     with torch.no_grad():
         model(input_ids=ids, attention_mask=torch.ones_like(ids))
@@ -72,4 +75,6 @@ def test_dequantized_gives_the_same_logits(model):
         expected = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
         plain = quantize.dequantize(model)
         assert not quantize.quantized_linears(plain)
-        torch.testing.assert_close(plain(input_ids=ids, attention_mask=torch.ones_like(ids)).logits, expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            plain(input_ids=ids, attention_mask=torch.ones_like(ids)).logits, expected, rtol=1e-4, atol=1e-4
+        )

@@ -31,7 +31,14 @@ def test_defaults_and_overrides():
 
 
 def test_all_mistakes_come_at_once_with_the_nearest_name():
-    bad = {**GOOD, "learning_rat": 1e-4, "tune": "qlor", "lora": {"rank": 3}, "global_batch_size": "many", "warmup_ratio": 0.1}
+    bad = {
+        **GOOD,
+        "learning_rat": 1e-4,
+        "tune": "qlor",
+        "lora": {"rank": 3},
+        "global_batch_size": "many",
+        "warmup_ratio": 0.1,
+    }
     del bad["output_dir"]
     with pytest.raises(UserError) as caught:
         resolve_recipe(bad, name="mine.yaml")

@@ -23,18 +23,27 @@ def test_loads_and_says_what_it_is(file):
     assert isinstance(recipe, Recipe)
     lines = file.read_text().splitlines()
     assert lines[0].startswith("# ") and len(lines[0]) > 30
-    assert any(f"qllava train {file.parent.name}/{file.stem}" in line for line in lines), "its launch command is not in it"
+    assert any(f"qllava train {file.parent.name}/{file.stem}" in line for line in lines), (
+        "its launch command is not in it"
+    )
 
 
 @pytest.mark.parametrize("size", ["7b", "13b"])
 def test_hyper_parameters_are_the_originals(size):
     align, full, lora = (load_recipe(f"llava15-{size}/{n}") for n in ("align", "instruct-full", "instruct-lora"))
-    assert (align.learning_rate, align.global_batch_size, align.image_aspect_ratio, align.template) == (1e-3, 256, "square", "plain")
+    assert (align.learning_rate, align.global_batch_size, align.image_aspect_ratio, align.template) == (
+        1e-3,
+        256,
+        "square",
+        "plain",
+    )
     assert (full.learning_rate, full.global_batch_size, full.image_aspect_ratio) == (2e-5, 128, "pad")
     assert (lora.learning_rate, lora.projector_learning_rate) == (2e-4, 2e-5)
     assert (lora.lora.r, lora.lora.lora_alpha, lora.lora.lora_dropout) == (128, 256, 0.05)
     assert {r.max_grad_norm for r in (align, full, lora)} == {0.0}
-    assert {(r.lr_scheduler_type, r.warmup_steps, r.weight_decay, r.max_length) for r in (align, full, lora)} == {("cosine", 0.03, 0.0, 2048)}
+    assert {(r.lr_scheduler_type, r.warmup_steps, r.weight_decay, r.max_length) for r in (align, full, lora)} == {
+        ("cosine", 0.03, 0.0, 2048)
+    }
     assert full.group_by_modality_length and not align.group_by_modality_length
     assert size in lora.base.llm and size in lora.projector and size in lora.output_dir
 

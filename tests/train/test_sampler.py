@@ -1,0 +1,38 @@
+"""The order: every sample once, by seed and epoch alone, modalities apart where asked."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qllava.train.sampler import SeededSampler, lengths_of
+
+lengths = st.lists(st.integers(-50, 50).filter(bool), min_size=1, max_size=80)
+
+
+@given(lengths, st.integers(1, 9), st.booleans(), st.integers(0, 3))
+def test_every_sample_once_and_again_the_same(lengths, size, grouped, epoch):
+    sampler, twin = (SeededSampler(lengths, size, seed=1, grouped=grouped) for _ in range(2))
+    sampler.set_epoch(epoch)
+    twin.set_epoch(epoch)
+    assert sorted(sampler) == list(range(len(lengths))) and list(sampler) == list(twin)
+
+
+def test_epochs_and_seeds_differ():
+    sampler = SeededSampler([1] * 50, 4, seed=1)
+    first = list(sampler)
+    sampler.set_epoch(1)
+    assert list(sampler) != first != list(SeededSampler([1] * 50, 4, seed=2))
+
+
+@given(lengths, st.integers(1, 9))
+def test_whole_batches_hold_one_modality(lengths, size):
+    order = list(SeededSampler(lengths, size, seed=0, grouped=True))
+    whole = sum(sum((n > 0) == sign for n in lengths) // size for sign in (True, False))
+    for i in range(whole):
+        assert len({lengths[j] > 0 for j in order[i * size : (i + 1) * size]}) == 1
+
+
+def test_lengths_are_the_originals():
+    turns = [[{"text": "a b c"}, {"text": "d"}], [{"text": "a"}, {"text": ""}]]
+    assert lengths_of(turns, [["x.png"], []]) == [4, -1]
