@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
@@ -24,7 +24,7 @@ app = typer.Typer(
 )
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
-Base = Annotated[Optional[str], typer.Option(help="Where an adapter's base lies now, if not where its manifest says.")]  # noqa: UP045
+Base = Annotated[str | None, typer.Option(help="Where an adapter's base lies now, if not where its manifest says.")]
 
 
 def _print(document: Any) -> None:
@@ -46,8 +46,8 @@ def demo(
 def train(
     recipe: Annotated[str, typer.Argument(help="YAML file, or the name of a shipped recipe.")],
     overrides: Annotated[
-        Optional[list[str]], typer.Argument(help="key=value, such as max_steps=100 or lora.r=64.")
-    ] = None,  # noqa: UP045
+        list[str] | None, typer.Argument(help="key=value, such as max_steps=100 or lora.r=64.")
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the newest good checkpoint in output_dir.")
     ] = False,
@@ -62,8 +62,8 @@ def train(
 
 @app.command(epilog="Example: qllava recipes llava15-7b/qlora --copy-to mine.yaml")
 def recipes(
-    name: Annotated[Optional[str], typer.Argument(help="Print this recipe, whole; without a name, list all.")] = None,  # noqa: UP045
-    copy_to: Annotated[Optional[Path], typer.Option(help="Write a copy to start from.")] = None,  # noqa: UP045
+    name: Annotated[str | None, typer.Argument(help="Print this recipe, whole; without a name, list all.")] = None,
+    copy_to: Annotated[Path | None, typer.Option(help="Write a copy to start from.")] = None,
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of recipes, for editors.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -91,11 +91,11 @@ def merge(
     adapter: Annotated[str, typer.Argument(help="Adapter, checkpoint, or the output_dir of a run.")],
     out: Annotated[Path, typer.Option(help="Folder for the merged model.")],
     target: Annotated[
-        Optional[str],
+        str | None,
         typer.Option(
             help="bf16 (the original weights) or bf16-dequantized (as QLoRA saw them); by default what training saw."
         ),
-    ] = None,  # noqa: UP045
+    ] = None,
     dtype: Annotated[str, typer.Option(help="bfloat16, float16 or float32.")] = "bfloat16",
     base: Base = None,
     as_json: Json = False,
@@ -112,10 +112,10 @@ def evaluate(
     source: Annotated[str, typer.Argument(help="Artifact, run, folder of a Hugging Face LLaVA, or hub id.")],
     data: Annotated[Path, typer.Option(help="LLaVA JSON or JSONL with answers.")],
     image_root: Annotated[
-        Optional[Path], typer.Option(help="Folder that image paths start from; by default the JSON's.")
-    ] = None,  # noqa: UP045
-    out: Annotated[Optional[Path], typer.Option(help="JSONL file for the answers.")] = None,  # noqa: UP045
-    limit: Annotated[Optional[int], typer.Option(min=1, help="Only the first so many questions.")] = None,  # noqa: UP045
+        Path | None, typer.Option(help="Folder that image paths start from; by default the JSON's.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="JSONL file for the answers.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many questions.")] = None,
     batch_size: Annotated[int, typer.Option(min=1)] = 32,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 32,
     base: Base = None,
@@ -133,8 +133,8 @@ def evaluate(
 @app.command(epilog="Example: qllava chat runs/mine --image photo.png --prompt 'What is this?'")
 def chat(
     source: Annotated[str, typer.Argument(help="Artifact, run, folder of a Hugging Face LLaVA, or hub id.")],
-    image: Annotated[Optional[Path], typer.Option(help="Image to talk about.")] = None,  # noqa: UP045
-    prompt: Annotated[Optional[str], typer.Option(help="Ask this once and end.")] = None,  # noqa: UP045
+    image: Annotated[Path | None, typer.Option(help="Image to talk about.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="Ask this once and end.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 512,
     base: Base = None,
     as_json: Json = False,

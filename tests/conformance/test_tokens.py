@@ -87,4 +87,4 @@ def test_plain(encoders):
 
 def test_prompt(encoders):
     ids = encode_prompt(ask("hi", images=1), TEMPLATES["vicuna_v1"], encoders["sentencepiece"])
-    assert ids == SYSTEM + [3148, 1001, 29901, 29871, -200, 29871, 13, 2918, 319, 1799, 9047, 13566, 29901]
+    assert ids == [*SYSTEM, 3148, 1001, 29901, 29871, -200, 29871, 13, 2918, 319, 1799, 9047, 13566, 29901]

@@ -17,7 +17,7 @@ def test_easy_vqa_is_whole(tmp_path):
     assert sum(len(s.turns) // 2 for s in merged) == 38_575
     assert len({t.text for s in merged for t in s.turns if t.role == "assistant"}) == 13
     for sample in merged:
-        assert [world.SHORT in t.text for t in sample.turns if t.role == "user"][0]
+        assert world.SHORT in sample.turns[0].text
         assert not any(world.SHORT in t.text for t in sample.turns[1:])
     assert all(world.SHORT in s.turns[0].text for s in singles)
     for split in ("train", "test"):
