@@ -18,7 +18,7 @@ from ..model.device import pick_device, pick_dtype
 from ..model.fingerprint import fingerprint
 from ..recipe.schema import Parts, Quantization
 from .adapter import put_adapter
-from .manifest import FILE, Base, Manifest, read_manifest
+from .manifest import FILE, Base, Manifest, read_manifest, verify
 
 FINAL = "final"
 
@@ -78,6 +78,7 @@ def load(
 
     Raises:
         UserError: it is nothing that can be loaded, or the base is another than the adapter's.
+        RunError: a file of an adapter is damaged.
     """
     device = device or pick_device()
     folder = find_artifact(source)
@@ -94,6 +95,8 @@ def load(
         model = load_model(str(source), pick_dtype(dtype, device), device)
         return Loaded(model, load_processing(str(source), "vicuna_v1", "pad"), None)
     manifest = read_manifest(folder)
+    if manifest.holds == "adapter":  # small enough to be read twice
+        verify(folder)
     template = "vicuna_v1" if manifest.template == "plain" else manifest.template  # `plain` cannot hold a question
     if manifest.holds == "model":
         if base is not None:

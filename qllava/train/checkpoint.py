@@ -23,16 +23,25 @@ def checkpoints(output_dir: Path) -> list[Path]:
     return [p for _, p in sorted(found, reverse=True)]
 
 
-def newest_good(output_dir: Path) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint whose every file is as it was written; and what is wrong with the newer ones."""
-    complaints = []
+def newest_good(output_dir: Path) -> tuple[Path | None, dict[Path, str]]:
+    """The newest checkpoint whose every file is as it was written; and the newer ones with what is wrong with them."""
+    complaints: dict[Path, str] = {}
     for folder in checkpoints(output_dir):
         try:
             manifest = verify(folder)
             lacking = [n for n in NEEDED if not any(f.startswith(n) for f in manifest.files)]
             if not lacking:
                 return folder, complaints
-            complaints.append(f"{folder} lacks {', '.join(lacking)}.")
+            complaints[folder] = f"{folder} lacks {', '.join(lacking)}."
         except (RunError, UserError) as error:
-            complaints.append(str(error))
+            complaints[folder] = str(error)
     return None, complaints
+
+
+def set_aside(folder: Path) -> Path:
+    """Renames a damaged checkpoint, so that the resumed run can write its own in that place; returns where it is now."""
+    target, number = folder.with_name(f"damaged-{folder.name}"), 1
+    while target.exists():
+        number += 1
+        target = folder.with_name(f"damaged-{folder.name}-{number}")
+    return folder.rename(target)

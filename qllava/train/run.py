@@ -23,7 +23,7 @@ from ..model.device import pick_device, pick_dtype
 from ..model.fingerprint import fingerprint
 from ..model.projector import put_projector, read_projector
 from ..recipe.schema import Recipe
-from .checkpoint import checkpoints, newest_good
+from .checkpoint import checkpoints, newest_good, set_aside
 
 
 @dataclass
@@ -89,10 +89,11 @@ def _where_to_start(out: Path, resume: bool) -> Path | None:
         if (out / FINAL).exists():
             raise UserError(f"The run in {out} has ended; its artifact is {out / FINAL}.")
         found, complaints = newest_good(out)
-        for complaint in complaints:
-            console.note(f"Passed over: {complaint}")
         if found is None:
-            raise UserError(f"No good checkpoint in {out} to resume from. Run without --resume to begin.")
+            reasons = "".join(f"\n  - {c}" for c in complaints.values())
+            raise UserError(f"No good checkpoint in {out} to resume from.{reasons}\nBegin anew with another output_dir.")
+        for folder, complaint in complaints.items():
+            console.note(f"Passed over: {complaint} It is now {set_aside(folder)}.")
         console.note(f"Resuming from {found}.")
         return found
     if (out / FINAL).exists() or checkpoints(out):

@@ -1,0 +1,28 @@
+# Two commands: `make demo` sets up and runs the whole job, `make test` sets up and runs the tests.
+# PYTHON names another interpreter (3.11 or 3.12): make demo PYTHON=python3.12
+PYTHON ?= python3
+VENV := .venv
+
+.PHONY: demo test quick lint setup
+setup: $(VENV)/ready
+
+$(VENV)/ready: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "qllava needs Python 3.11 or 3.12; name one: make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet -e ".[dev]"
+	touch $@
+
+demo: setup
+	$(VENV)/bin/qllava demo
+
+test: setup
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/python -m pytest
+
+quick: setup
+	$(VENV)/bin/python -m pytest -m "not slow"
+
+lint: setup
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
