@@ -64,6 +64,7 @@ def recipe_values(scenes: Path, tmp_path: Path) -> dict:
         "base": {"vision_tower": "embedded", "llm": "embedded"},
         "lora": {"r": 4, "lora_alpha": 8, "lora_dropout": 0.0},
         "data": [{"path": str(scenes), "image_root": "images"}],
+        "dtype": "float32",
         "output_dir": str(tmp_path / "run"),
         "global_batch_size": 4,
         "per_device_train_batch_size": 2,

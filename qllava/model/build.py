@@ -43,6 +43,17 @@ def sources(base: str | Parts) -> list[str]:
     return [base] if isinstance(base, str) else [base.vision_tower, base.llm]
 
 
+def portable(base: str | Parts) -> str | dict[str, Any]:
+    """The base as a manifest names it: local folders by their whole path, hub ids and `embedded` as they are."""
+
+    def whole(source: str) -> str:
+        return str(Path(source).resolve()) if source != "embedded" and Path(source).is_dir() else source
+
+    if isinstance(base, str):
+        return whole(base)
+    return base.model_copy(update={"vision_tower": whole(base.vision_tower), "llm": whole(base.llm)}).model_dump()
+
+
 def load_model(
     base: str | Parts, dtype: torch.dtype, device: torch.device, quantization: Quantization | None = None
 ) -> Llava:

@@ -18,6 +18,12 @@ def pick_device() -> torch.device:
     return torch.device("cpu")
 
 
+def multiplies_bfloat16() -> bool:
+    """Whether this CPU has instructions for it (AVX512-BF16 or AMX); others emulate it, slowly."""
+    probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, probe, bool)() for probe in probes)
+
+
 def dtype_of(name: str) -> torch.dtype:
     """The dtype of that name.
 
@@ -30,9 +36,9 @@ def dtype_of(name: str) -> torch.dtype:
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The dtype of that name; `auto` is bfloat16 on a GPU that has it, float16 on one that has not, float32 on the CPU."""
+    """The dtype of that name. `auto` is bfloat16 where the device multiplies in it, else float16 on a GPU, float32 on a CPU."""
     if name != "auto":
         return dtype_of(name)
     if device.type == "cpu":
-        return torch.float32
+        return torch.bfloat16 if multiplies_bfloat16() else torch.float32
     return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float16

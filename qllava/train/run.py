@@ -13,12 +13,12 @@ import torch
 
 from .. import console
 from ..artifact.load import FINAL, find_artifact
-from ..artifact.manifest import Base, Manifest, writing
+from ..artifact.manifest import Base, Manifest, read_manifest, writing
 from ..data.collate import collate
 from ..data.dataset import training_set
 from ..errors import RunError, UserError
 from ..model.adapt import audit, audit_rows, make_trainable
-from ..model.build import load_model, load_processing, sources
+from ..model.build import load_model, load_processing, portable, sources
 from ..model.device import pick_device, pick_dtype
 from ..model.fingerprint import fingerprint
 from ..model.projector import put_projector, read_projector
@@ -52,6 +52,7 @@ def train(recipe: Recipe, resume: bool = False) -> Result:
     from transformers import set_seed
 
     out = Path(recipe.output_dir)
+    _refuse_an_adapter_as_base(recipe)
     checkpoint = _where_to_start(out, resume)
     device = pick_device()
     dtype = pick_dtype(recipe.dtype, device)
@@ -83,6 +84,15 @@ def train(recipe: Recipe, resume: bool = False) -> Result:
     return _finish(trainer, out, manifest, history, time.perf_counter() - started, parts)
 
 
+def _refuse_an_adapter_as_base(recipe: Recipe) -> None:
+    folder = find_artifact(recipe.base) if isinstance(recipe.base, str) else None
+    if folder is not None and read_manifest(folder).holds == "adapter":
+        raise UserError(
+            f"base {recipe.base} is an adapter, not a base. Merge it first (qllava merge {recipe.base} --out DIR), "
+            "or, to start from its projector, name it as projector."
+        )
+
+
 def _where_to_start(out: Path, resume: bool) -> Path | None:
     """The checkpoint to go on from, or None to begin; refuses to write over a run."""
     if resume:
@@ -102,13 +112,12 @@ def _where_to_start(out: Path, resume: bool) -> Path | None:
 
 
 def _manifest(recipe: Recipe, dtype: torch.dtype, parts: list) -> Manifest:
-    base = recipe.base if isinstance(recipe.base, str) else recipe.base.model_dump()
     return Manifest(
         kind="model" if recipe.tune == "full" else "adapter",
         holds="model" if recipe.tune == "full" else "adapter",
         template=recipe.template,
         image_aspect_ratio=recipe.image_aspect_ratio,
-        base=Base(source=base, fingerprint=fingerprint(sources(recipe.base))),
+        base=Base(source=portable(recipe.base), fingerprint=fingerprint(sources(recipe.base))),
         tune=recipe.tune,
         dtype=str(dtype).removeprefix("torch."),
         recipe=recipe.model_dump(mode="json"),

@@ -117,3 +117,19 @@ def test_tensorboard_by_name(recipe_values, tmp_path, monkeypatch):
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "tb"))
     train(values_for(recipe_values, "projector", max_steps=1, report_to=["tensorboard"]))
     assert list(tmp_path.rglob("events.out.tfevents*"))
+
+
+def test_an_adapter_is_no_base(recipe_values, tmp_path):
+    train(values_for(recipe_values, "projector", max_steps=1, output_dir=str(tmp_path / "a")))
+    with pytest.raises(UserError, match="is an adapter, not a base. Merge it first"):
+        train(values_for(recipe_values, "lora", base=str(tmp_path / "a"), output_dir=str(tmp_path / "b")))
+
+
+def test_the_manifest_names_a_local_base_by_its_whole_path(recipe_values, tmp_path, monkeypatch):
+    from qllava.api import assemble, load
+
+    assemble("embedded", "embedded", tmp_path / "base", dtype="float32")
+    monkeypatch.chdir(tmp_path)
+    adapter = train(values_for(recipe_values, "lora", max_steps=1, base="base")).artifact
+    monkeypatch.chdir("/")
+    assert load(adapter).manifest.base.source == str(tmp_path / "base")
