@@ -28,7 +28,7 @@ Base = Annotated[str | None, typer.Option(help="Where an adapter's base lies now
 
 
 def _print(document: Any) -> None:
-    sys.stdout.write(json.dumps(document, indent=2, default=str, ensure_ascii=False) + "\n")
+    sys.stdout.write(json.dumps(document, indent=2, default=str, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 @app.command(epilog="Example: qllava demo --out runs/demo")
@@ -60,7 +60,7 @@ def train(
     note(f"Done: {result.steps} steps in {result.seconds:.0f} s. The artifact is {result.artifact}")
 
 
-@app.command(epilog="Example: qllava recipes llava15-7b/qlora --copy-to mine.yaml")
+@app.command(epilog="Example: qllava recipes llava15-7b/task-qlora --copy-to mine.yaml")
 def recipes(
     name: Annotated[str | None, typer.Argument(help="Print this recipe, whole; without a name, list all.")] = None,
     copy_to: Annotated[Path | None, typer.Option(help="Write a copy to start from.")] = None,
@@ -75,7 +75,10 @@ def recipes(
     elif copy_to is not None:
         if name is None:
             raise UserError("Name the recipe to copy; `qllava recipes` lists them.")
-        note(f"Written to {copy_shipped(name, copy_to)}")
+        written = copy_shipped(name, copy_to)
+        if as_json:
+            _print({"recipe": written})
+        note(f"Written to {written}")
     elif name is not None:
         _print(load_recipe(name).model_dump(mode="json"))
     elif as_json:
@@ -221,6 +224,8 @@ def main(arguments: list[str] | None = None) -> None:
         _fail(error, 2)
     except RunError as error:
         _fail(error, 1)
+    except OSError as error:
+        _fail(f"The system refused: {error}", 1)
     except KeyboardInterrupt:
         _fail("Interrupted.", 1)
 

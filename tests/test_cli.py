@@ -58,7 +58,7 @@ def mistakes(tmp_path, scenes):
     (tmp_path / "plain.json").write_text('{"a": 1}')
     (tmp_path / "empty").mkdir()
     broken = json.loads(scenes.read_text())
-    broken[3]["conversations"][0]["from"] = "robot"
+    broken[0]["conversations"][0]["from"] = "robot"
     (tmp_path / "broken.json").write_text(json.dumps(broken))
     data = f"data=[{{path: {tmp_path}/%s, image_root: images}}]"
     embedded = ("demo/align", f"output_dir={tmp_path}/run")
@@ -67,7 +67,7 @@ def mistakes(tmp_path, scenes):
         "missing recipe": (("train", tmp_path / "gone.yaml"), "No recipe at"),
         "missing data": (("train", *embedded, data % "gone.json"), "No data file"),
         "no LLaVA JSON": (("train", *embedded, data % "plain.json"), "not a LLaVA JSON"),
-        "malformed turn": (("train", *embedded, data % "broken.json"), "sample 4 (id 's3'), turn 1"),
+        "malformed turn": (("train", *embedded, data % "broken.json"), "sample 1 (id 's0'), turn 1"),
         "override without =": (("train", "demo/align", "max_steps"), "is no override"),
         "nothing to resume": (("train", *embedded, data % "scenes.json", "--resume"), "No good checkpoint"),
         "missing base": (("train", *embedded, data % "scenes.json", f"base={tmp_path}/gone"), "No model at"),

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import yaml
+from pydantic import ValidationError
 
 from ..data.processing import Processing
 from ..errors import UserError
@@ -18,7 +20,7 @@ from ..model.device import pick_device, pick_dtype
 from ..model.fingerprint import fingerprint
 from ..recipe.schema import Parts, Quantization
 from .adapter import put_adapter
-from .manifest import FILE, Base, Manifest, read_manifest, verify
+from .manifest import FILE, Base, Manifest, read_manifest, verify_quick
 
 FINAL = "final"
 
@@ -36,9 +38,12 @@ class Loaded:
 
 def find_artifact(source: str | Path) -> Path | None:
     """The artifact's folder: `source` itself, or the `final` artifact of a run's output_dir. None if it is neither."""
-    for folder in (Path(source), Path(source) / FINAL):
-        if (folder / FILE).is_file():
-            return folder
+    try:
+        for folder in (Path(source), Path(source) / FINAL):
+            if (folder / FILE).is_file():
+                return folder
+    except (OSError, ValueError, TypeError):  # no path at all
+        return None
     return None
 
 
@@ -51,9 +56,21 @@ def base_of(manifest: Manifest, override: str | None = None) -> str | Parts:
     if manifest.base is None:
         raise UserError("The manifest names no base.")
     named = manifest.base.source
-    base: str | Parts = override or (Parts(**named) if isinstance(named, dict) else named)
+    base: str | Parts = _parse_base(override) if override else (Parts(**named) if isinstance(named, dict) else named)
     check_base(base, manifest.base)
     return base
+
+
+def _parse_base(text: str | Parts) -> str | Parts:
+    """A folder or hub id, or the parts written as in a recipe: `{vision_tower: A, llm: B}`."""
+    if not isinstance(text, str) or not text.lstrip().startswith("{"):
+        return text
+    try:
+        return Parts.model_validate(yaml.safe_load(text))
+    except (yaml.YAMLError, ValidationError) as error:
+        raise UserError(
+            f"{text!r} names no base; write a folder, a hub id or {{vision_tower: A, llm: B}}. {error}"
+        ) from None
 
 
 def check_base(base: str | Parts, expected: Base) -> None:
@@ -62,7 +79,7 @@ def check_base(base: str | Parts, expected: Base) -> None:
     if found != expected.fingerprint:
         raise UserError(
             f"Wrong base: this adapter was trained on {expected.source} (fingerprint {expected.fingerprint}), "
-            f"but {base} has fingerprint {found}. Name the right one with --base."
+            f"but {base} has fingerprint {found}. Name the right one with --base (parts as {{vision_tower: A, llm: B}})."
         )
 
 
@@ -78,7 +95,7 @@ def load(
 
     Raises:
         UserError: it is nothing that can be loaded, or the base is another than the adapter's.
-        RunError: a file of an adapter is damaged.
+        RunError: a file of the artifact is damaged.
     """
     device = device or pick_device()
     folder = find_artifact(source)
@@ -95,8 +112,7 @@ def load(
         model = load_model(str(source), pick_dtype(dtype, device), device)
         return Loaded(model, load_processing(str(source), "vicuna_v1", "pad"), None)
     manifest = read_manifest(folder)
-    if manifest.holds == "adapter":  # small enough to be read twice
-        verify(folder)
+    verify_quick(folder)
     template = "vicuna_v1" if manifest.template == "plain" else manifest.template  # `plain` cannot hold a question
     if manifest.holds == "model":
         if base is not None:

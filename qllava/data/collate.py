@@ -20,12 +20,15 @@ def spread(ids: Sequence[int], labels: Sequence[int], count: int, token: int) ->
     return out_ids, out_labels
 
 
-def collate(rows: Sequence[dict[str, Any]], processing: Processing, side: str = "right") -> dict[str, torch.Tensor]:
+def collate(
+    rows: Sequence[dict[str, Any]], processing: Processing, side: str = "right", multiple: int = 1
+) -> dict[str, torch.Tensor]:
     """One batch: `input_ids`, `attention_mask`, `labels` [rows, longest]; `pixel_values` [images, 3, edge, edge] if any.
 
     Args:
         rows: features of `Processing.sample` or `Processing.prompt`.
         side: where padding goes: `right` to train, `left` to generate.
+        multiple: pads on to a multiple of so many positions, so that few shapes occur.
     """
     spread_rows = [
         spread(
@@ -36,7 +39,7 @@ def collate(rows: Sequence[dict[str, Any]], processing: Processing, side: str = 
         )
         for r in rows
     ]
-    longest = max(len(ids) for ids, _ in spread_rows)
+    longest = -(-max(len(ids) for ids, _ in spread_rows) // multiple) * multiple
     ids = torch.full((len(rows), longest), processing.pad_token_id, dtype=torch.long)
     mask = torch.zeros_like(ids)
     labels = torch.full_like(ids, IGNORE)

@@ -18,6 +18,7 @@ from ..recipe.schema import Source
 from .image import resolve
 from .processing import Processing
 from .sample import Sample, Turn, read_samples
+from .template import Template
 
 
 def columns(sample: Sample, root: Path) -> dict[str, Any]:
@@ -36,11 +37,14 @@ def from_columns(row: dict[str, Any]) -> tuple[Sample, Path]:
     return Sample(row["id"], tuple(row["images"]), turns), Path(row["root"])
 
 
-def read_sources(sources: Sequence[Source]) -> Dataset:
+def read_sources(sources: Sequence[Source], template: Template | None = None) -> Dataset:
     """All samples of all sources, in order, as undecoded rows.
 
+    Args:
+        template: what every sample must be fit for, if it is to be trained on.
+
     Raises:
-        UserError: a file is missing or no LLaVA JSON, a sample is malformed, an image is missing.
+        UserError: a file is missing or no LLaVA JSON, a sample is malformed or has no answer, an image is missing.
     """
 
     def rows() -> Iterator[dict[str, Any]]:
@@ -48,11 +52,15 @@ def read_sources(sources: Sequence[Source]) -> Dataset:
             path = Path(source.path)
             root = path.parent / source.image_root
             for sample in read_samples(path):
-                for image in sample.images:
-                    try:
+                try:
+                    for image in sample.images:
                         resolve(image, root)
-                    except UserError as error:
-                        raise UserError(f"{path.name}, sample {sample.id!r}: {error}") from None
+                    if template is not None:
+                        template.pieces(sample.turns)
+                        if not any(t.role == "assistant" for t in sample.turns):
+                            raise UserError("it has no answer to learn from (no gpt turn after a human one).")
+                except UserError as error:
+                    raise UserError(f"{path.name}, sample {sample.id!r}: {error}") from None
                 yield columns(sample, root)
 
     return Dataset.from_list(list(rows()))
@@ -71,4 +79,4 @@ def features(batch: dict[str, list], processing: Processing, max_length: int) ->
 def training_set(sources: Sequence[Source], processing: Processing, max_length: int) -> Dataset:
     """The rows of `read_sources`, turned into features when they are read."""
     transform = functools.partial(features, processing=processing, max_length=max_length)
-    return read_sources(sources).with_transform(transform)
+    return read_sources(sources, processing.template).with_transform(transform)

@@ -23,10 +23,14 @@ def resolve(path: str, root: Path) -> Path:
     Raises:
         UserError: the path leaves the root, or no file is there.
     """
-    file = (root / path).resolve()
+    try:
+        file = (root / path).resolve()
+        there = file.is_file()
+    except (OSError, ValueError) as error:
+        raise UserError(f"The image path {path[:80]!r} is none: {error}.") from None
     if not file.is_relative_to(root.resolve()):
         raise UserError(f"The image path {path!r} leaves the image root {root}; paths must stay under it.")
-    if not file.is_file():
+    if not there:
         raise UserError(f"No image at {file}.")
     return file
 
@@ -44,7 +48,7 @@ def open_image(file: Path) -> Image.Image:
         raise UserError(f"No image at {file}.") from None
     except UnidentifiedImageError:
         raise UserError(f"{file} is not an image that Pillow can read.") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, ValueError, NotImplementedError, MemoryError, Image.DecompressionBombError) as error:
         raise UserError(f"{file} cannot be decoded: {error}") from None
 
 
@@ -54,6 +58,8 @@ def to_square(image: Image.Image, color: tuple[int, int, int]) -> Image.Image:
     if width == height:
         return image
     edge = max(width, height)
+    if edge * edge > 4 * (Image.MAX_IMAGE_PIXELS or edge * edge):
+        raise UserError(f"An image of {width} by {height} pixels is too long to be padded to a square.")
     square = Image.new("RGB", (edge, edge), color)
     square.paste(image, ((edge - width) // 2, (edge - height) // 2))
     return square

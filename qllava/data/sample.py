@@ -51,10 +51,7 @@ def parse(row: Any, where: str = "sample") -> Sample:
         raise UserError(f"{where} is {type(row).__name__}, not an object with 'conversations'.")
     name = str(row.get("id", where))
     where = f"{where} (id {row['id']!r})" if "id" in row else where
-    images = row.get("image", row.get("images")) or ()
-    images = (images,) if isinstance(images, str) else tuple(images) if isinstance(images, list) else images
-    if not isinstance(images, tuple) or not all(isinstance(i, str) for i in images):
-        raise UserError(f"{where}: 'image' must be a path or a list of paths.")
+    images = _images(row, where)
     talk = row.get("conversations")
     if not isinstance(talk, list) or not talk:
         raise UserError(
@@ -63,6 +60,8 @@ def parse(row: Any, where: str = "sample") -> Sample:
     turns = [_turn(t, f"{where}, turn {i + 1}", bool(images)) for i, t in enumerate(talk)]
     if turns[0].role == "assistant":  # the original drops an opening answer
         turns = turns[1:]
+    if not turns:
+        raise UserError(f"{where} has no human turn.")
     for i, turn in enumerate(turns):
         if turn.role != ("user", "assistant")[i % 2]:
             raise UserError(
@@ -77,10 +76,27 @@ def parse(row: Any, where: str = "sample") -> Sample:
     return Sample(name, images, tuple(turns))
 
 
+def _images(row: dict, where: str) -> tuple[str, ...]:
+    """The paths under `image` (the original's key) or `images`; null and an empty list are no image."""
+    found = []
+    for key in ("image", "images"):
+        value = row.get(key)
+        paths = [value] if isinstance(value, str) else [] if value is None else value
+        if not isinstance(paths, list) or not all(isinstance(p, str) and p and "\0" not in p for p in paths):
+            raise UserError(f"{where}: '{key}' must be a path or a list of paths, not {str(value)[:60]!r}.")
+        if paths:
+            found.append(tuple(paths))
+    if len(set(found)) > 1:
+        raise UserError(f"{where}: 'image' and 'images' name different files; keep one of them.")
+    return found[0] if found else ()
+
+
 def _turn(turn: Any, where: str, multimodal: bool) -> Turn:
-    if not isinstance(turn, dict) or not isinstance(turn.get("value"), str) or turn.get("from") not in ROLES:
+    if not isinstance(turn, dict) or not isinstance(turn.get("value"), str) or str(turn.get("from")) not in ROLES:
         raise UserError(f"{where}: expected {{'from': 'human' or 'gpt', 'value': text}}, got {str(turn)[:80]}.")
-    role, text = ROLES[turn["from"]], turn["value"]
+    role, text = ROLES[str(turn["from"])], turn["value"]
+    if any("\ud800" <= c <= "\udfff" for c in text):
+        raise UserError(f"{where}: the text holds half of a surrogate pair, which is no character.")
     if not multimodal or PLACEHOLDER not in text:
         return Turn(role, text)
     if role == "assistant":
@@ -98,11 +114,11 @@ def read_rows(path: Path) -> list[dict]:
         raise UserError(f"No data file at {path}.")
     try:
         text = path.read_text(encoding="utf-8-sig")
-        if path.suffix == ".jsonl":
-            rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+        if path.suffix.lower() == ".jsonl":
+            rows = [json.loads(line) for line in text.split("\n") if line.strip()]
         else:
             rows = json.loads(text)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON: {error}.") from None
     if not isinstance(rows, list):
         raise UserError(f"{path} holds {type(rows).__name__}, not a list of samples, so it is not a LLaVA JSON.")

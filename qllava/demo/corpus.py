@@ -65,5 +65,37 @@ def conversation(rng: random.Random, emojis: list[Emoji], easy: bool = False) ->
     return about_emoji(rng, emojis) if kind < 0.98 else turns(*rng.choice(GREETINGS))
 
 
+def drill(rng: random.Random, negated: bool) -> list[tuple[str, bool]]:
+    """`red star. star? yes. blue? no. not red? no.` as pieces of text, each with whether it is an answer.
+
+    Comparing two words is the hardest thing to learn here, and nothing teaches it faster than many comparisons a line.
+    """
+    thing = rng.choice(list(world.COLORS)), rng.choice(world.SHAPES)
+    others = (
+        rng.choice([c for c in world.COLORS if c != thing[0]]),
+        rng.choice([s for s in world.SHAPES if s != thing[1]]),
+    )
+    pieces = [(f" {thing[0]} {thing[1]}.", False)]
+    for word in rng.sample([*thing, *others], 4):
+        no = negated and rng.random() < 0.4
+        pieces += [(f" {'not ' * no}{word}?", False), (" yes" if (word in thing) != no else " no", True), (".", False)]
+    return pieces
+
+
+def about_one_thing(rng: random.Random) -> list[dict[str, str]]:
+    """Two to six short questions about a scene of one thing, told barely or in full."""
+    scene, texts = world.sample(rng, 1), []
+    bare = rng.random() < 0.6
+    told = world.tell(rng, scene, size=0.0, place=0.0) if bare else world.tell_enough(rng, scene)
+    untold = (*world.SIZES, scene.things[0].place) if bare else ()
+    for i in range(rng.randint(2, 6)):
+        question = world.ask(rng, scene)
+        while question.short in untold:
+            question = world.ask(rng, scene)
+        text = question.text.lower() if rng.random() < 0.5 else question.text
+        texts += [f"{told}\n{text}\n{world.SHORT}" if i == 0 else text, question.short]
+    return turns(*texts)
+
+
 def caption(rng: random.Random, emojis: list[Emoji]) -> str:
     return world.tell(rng, world.sample(rng)) if rng.random() < 0.7 else emoji.caption(rng, rng.choice(emojis))

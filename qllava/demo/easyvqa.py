@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from collections import Counter, defaultdict
 from importlib.util import find_spec
 from pathlib import Path
@@ -68,17 +69,14 @@ def singles(rows: list[tuple[str, str, int]]) -> list[dict[str, Any]]:
 
 
 def write(out: Path) -> tuple[Path, Path]:
-    """Writes `easyvqa_train.json` and `easyvqa_test.json` into `out`. Their images stay where the package has them."""
+    """Writes `easyvqa_train.json` and `easyvqa_test.json` into `out`, their images into folders of the same names."""
     out.mkdir(parents=True, exist_ok=True)
+    for split in ("train", "test"):
+        shutil.copytree(folder() / split / "images", out / f"easyvqa_{split}")
     train, test = out / "easyvqa_train.json", out / "easyvqa_test.json"
     train.write_text(json.dumps(conversations(read("train")), indent=1) + "\n", encoding="utf-8")
     test.write_text(json.dumps(singles(read("test")), indent=1) + "\n", encoding="utf-8")
     return train, test
-
-
-def images(split: str) -> Path:
-    """The split's image root."""
-    return folder() / split / "images"
 
 
 def blind_score() -> float:

@@ -1,14 +1,24 @@
-"""Makes the embedded base: `python -m qllava.demo.pretrain --out DIR` (under an hour on 2 cores)."""
+"""Makes the embedded base: `python -m qllava.demo.pretrain --out DIR` (under an hour on 2 cores).
+
+In: nothing but this package. Out: `DIR/vision_tower` and `DIR/llm`, each with a `pretraining.json` that says what it saw and
+how well it does. The two have nothing to say to each other, so they are trained at the same time, on one core each.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from . import corpus, emoji
+
+PARTS = ("vision_tower", "llm")
+PRACTICE_STEPS = 700
 
 
 def sentences(count: int = 40_000) -> Iterator[str]:
@@ -26,28 +36,40 @@ def sentences(count: int = 40_000) -> Iterator[str]:
             yield "USER: ASSISTANT:"
 
 
+def train_part(part: str, out: Path, steps: int) -> None:
+    """Trains one part; the tokenizer must be there."""
+    from transformers import AutoTokenizer
+
+    from . import pretrain_language, pretrain_vision
+
+    tokenizer = AutoTokenizer.from_pretrained(out / "llm")
+    if part == "vision_tower":
+        report = pretrain_vision.train(tokenizer, out / part, steps)
+    else:
+        report = {"reading": pretrain_language.train(tokenizer, out / part, steps)} if steps else {}
+        report["practice"] = pretrain_language.practice(tokenizer, out / part, PRACTICE_STEPS)
+    (out / part / "pretraining.json").write_text(json.dumps(report, indent=2) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--vision-steps", type=int, default=4000)
     parser.add_argument("--language-steps", type=int, default=3000)
-    parser.add_argument("--only", choices=("tokenizer", "vision", "language"))
+    parser.add_argument("--part", choices=PARTS, help="train this part alone, with the tokenizer that is there")
     args = parser.parse_args()
-    from transformers import AutoTokenizer
+    steps = {"vision_tower": args.vision_steps, "llm": args.language_steps}
+    if args.part:
+        train_part(args.part, args.out, steps[args.part])
+        return
+    from .pretrain_tokenizer import train
 
-    from . import pretrain_language, pretrain_tokenizer, pretrain_vision
-
-    llm, tower = args.out / "llm", args.out / "vision_tower"
-    report = args.out / "pretraining.json"
-    seen = json.loads(report.read_text()) if report.exists() else {}
-    if args.only in (None, "tokenizer"):
-        pretrain_tokenizer.train(sentences(), llm)
-    tokenizer = AutoTokenizer.from_pretrained(llm)
-    if args.only in (None, "vision"):
-        seen["vision_tower"] = pretrain_vision.train(tokenizer, tower, args.vision_steps)
-    if args.only in (None, "language"):
-        seen["llm"] = pretrain_language.train(tokenizer, llm, args.language_steps)
-    report.write_text(json.dumps(seen, indent=2) + "\n")
+    train(sentences(), args.out / "llm")
+    command = [sys.executable, "-m", "qllava.demo.pretrain", "--out", str(args.out)]
+    options = ["--vision-steps", str(args.vision_steps), "--language-steps", str(args.language_steps)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    jobs = [subprocess.Popen([*command, *options, "--part", part], env=environment) for part in PARTS]
+    sys.exit(max(job.wait() for job in jobs))
 
 
 if __name__ == "__main__":

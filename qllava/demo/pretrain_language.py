@@ -17,10 +17,15 @@ from ..data.sample import parse
 from ..data.template import TEMPLATES
 from ..data.tokens import IGNORE, Encoder, encode_sample
 from . import corpus, emoji, world
-from .schedule import Meter, cosine
+from .schedule import Both, Meter, cosine
 
 TEMPLATE = TEMPLATES["vicuna_v1"]
 OTHER_WEIGHT = 0.1
+PRACTICE = (  # up to that share of the steps: the shares of drills, and of conversations about one thing
+    (0.35, 1.00, 0.00),  # without `not`
+    (0.75, 0.35, 0.65),
+    (1.00, 0.10, 0.60),
+)
 EASY = 0.25  # share of the steps that read about one thing at a time
 
 
@@ -55,6 +60,24 @@ def row(
     return tokens.ids, [0.0] * system + weights[system:]
 
 
+def practice_row(rng: random.Random, emojis: list, encoder: Encoder, system: int, progress: float) -> tuple[list, list]:
+    """As `row`, for `practice`."""
+    drills, one_thing = next((d, o) for end, d, o in PRACTICE if progress < end)
+    kind = rng.random()
+    if kind < drills:
+        ids, weights = [encoder.bos], [0.0]
+        for text, answer in corpus.drill(rng, negated=progress >= PRACTICE[0][0]):
+            new = encoder.encode(text)
+            ids, weights = ids + new, weights + [float(answer)] * len(new)
+        return ids, weights
+    if kind >= drills + one_thing:
+        return row(rng, emojis, encoder, system)
+    sample = parse({"id": "", "conversations": corpus.about_one_thing(rng)})
+    tokens = encode_sample(sample, TEMPLATE, encoder, image_tokens=0)
+    weights = [OTHER_WEIGHT if label == IGNORE else 1.0 for label in tokens.labels]
+    return tokens.ids, [0.0] * system + weights[system:]
+
+
 def collate(rows: list[tuple[list[int], list[float]]]) -> dict[str, torch.Tensor]:
     """[batch, longest] ids padded with 0, mask, and loss weights."""
     longest = max(len(ids) for ids, _ in rows)
@@ -68,23 +91,37 @@ def collate(rows: list[tuple[list[int], list[float]]]) -> dict[str, torch.Tensor
 
 @torch.no_grad()
 def read_and_answer(model: LlamaForCausalLM, encoder: Encoder, count: int = 400) -> dict[str, float]:
-    """Share of short questions about told scenes that the most likely tokens answer exactly, end token included."""
-    rng, right = random.Random(54321), 0
-    rows = []
-    for _ in range(count):
-        scene = world.sample(rng)
-        question = world.ask(rng, scene)
-        talk = corpus.turns(f"{world.tell_enough(rng, scene)}\n{question.text}\n{world.SHORT}", question.short)
-        tokens = encode_sample(parse({"id": "", "conversations": talk}), TEMPLATE, encoder, image_tokens=0)
-        rows.append((tokens.ids, [float(label != IGNORE) for label in tokens.labels]))
+    """Share of short questions that the most likely tokens answer exactly, end token included: what, yes/no; one thing, any."""
     model.eval()
-    for i in range(0, count, 100):
-        inputs = collate(rows[i : i + 100])
-        best = model(input_ids=inputs["ids"], attention_mask=inputs["mask"]).logits[:, :-1].argmax(-1)
-        wrong = (best != inputs["ids"][:, 1:]) & (inputs["weights"][:, 1:] > 0)
-        right += int((~wrong.any(-1)).sum())
+    right: dict[str, list[bool]] = {}
+    for most in (1, 3):
+        rng, rows, kinds = random.Random(54321), [], []
+        for _ in range(count):
+            scene = world.sample(rng, most)
+            question = world.ask(rng, scene)
+            talk = corpus.turns(f"{world.tell_enough(rng, scene)}\n{question.text}\n{world.SHORT}", question.short)
+            tokens = encode_sample(parse({"id": "", "conversations": talk}), TEMPLATE, encoder, image_tokens=0)
+            rows.append((tokens.ids, [float(label != IGNORE) for label in tokens.labels]))
+            kinds.append(
+                f"{'yes/no' if question.short in ('yes', 'no') else 'what'}, {'one thing' if most == 1 else 'any scene'}"
+            )
+        for i in range(0, count, 100):
+            inputs = collate(rows[i : i + 100])
+            best = model(input_ids=inputs["ids"], attention_mask=inputs["mask"]).logits[:, :-1].argmax(-1)
+            wrong = ((best != inputs["ids"][:, 1:]) & (inputs["weights"][:, 1:] > 0)).any(-1)
+            for kind, bad in zip(kinds[i : i + 100], wrong.tolist(), strict=True):
+                right.setdefault(kind, []).append(not bad)
     model.train()
-    return {"exact": right / count}
+    return {kind: round(sum(r) / len(r), 4) for kind, r in right.items()}
+
+
+def loss_of(model: LlamaForCausalLM, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The weighted mean of the next tokens' cross-entropies."""
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = model(input_ids=inputs["ids"], attention_mask=inputs["mask"]).logits[:, :-1]
+    targets, weights = inputs["ids"][:, 1:].flatten(), inputs["weights"][:, 1:].flatten()
+    each = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), targets, reduction="none")
+    return (each * weights).sum() / weights.sum()
 
 
 def train(tokenizer: Any, out: Path, steps: int, size: int = 32, seed: int = 0, peak: float = 1.5e-3) -> dict:
@@ -109,13 +146,7 @@ def train(tokenizer: Any, out: Path, steps: int, size: int = 32, seed: int = 0, 
             rng.shuffle(pool)
         inputs = collate(pool.pop())
         total += int(inputs["mask"].sum())
-        with torch.autocast("cpu", torch.bfloat16):
-            logits = model(input_ids=inputs["ids"], attention_mask=inputs["mask"]).logits[:, :-1]
-        each = torch.nn.functional.cross_entropy(
-            logits.flatten(0, 1).float(), inputs["ids"][:, 1:].flatten(), reduction="none"
-        )
-        weights = inputs["weights"][:, 1:].flatten()
-        loss = (each * weights).sum() / weights.sum()
+        loss = loss_of(model, inputs)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -125,3 +156,29 @@ def train(tokenizer: Any, out: Path, steps: int, size: int = 32, seed: int = 0, 
     final = read_and_answer(model, encoder, 2000)
     model.to(torch.float16).save_pretrained(out)
     return {"conversations": steps * size, "tokens": total, **meter.summary(), "read_and_answer": final}
+
+
+def practice(tokenizer: Any, out: Path, steps: int, size: int = 40, seed: int = 1) -> dict:
+    """Teaches the LLM in `out` to compare: whether what is asked for is what is told. Muon, where AdamW did not get there."""
+    rng = random.Random(seed + 100)
+    torch.manual_seed(seed)
+    encoder, emojis = Encoder(tokenizer, out / "tokenizer.model"), [e for e, _ in emoji.load()]
+    system = 1 + len(encoder.encode(f" {TEMPLATE.system}"))
+    model = LlamaForCausalLM.from_pretrained(out, dtype=torch.float32, attn_implementation="eager").train()
+    optimizer = Both(model, muon=0.01, adamw=1e-3, betas=(0.9, 0.95))
+    schedules = optimizer.schedules(steps, warmup=min(30, steps // 5 + 1))
+    meter, total = Meter("practice", steps), 0
+    for step in range(steps):
+        rows = 64 if step < PRACTICE[0][0] * steps else size  # drills are short
+        inputs = collate([practice_row(rng, emojis, encoder, system, step / steps) for _ in range(rows)])
+        total += int(inputs["mask"].sum())
+        loss = loss_of(model, inputs)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        for schedule in schedules:
+            schedule.step()
+        meter(step, loss.item(), lambda: read_and_answer(model, encoder))
+    final = read_and_answer(model, encoder, 2000)
+    model.to(torch.float16).save_pretrained(out)
+    return {"tokens": total, **meter.summary(), "read_and_answer": final}

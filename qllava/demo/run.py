@@ -77,7 +77,7 @@ def demo(out: str | Path = "runs/demo", recipe_overrides: tuple[str, ...] = (), 
     with steps.step("data: easy-VQA as LLaVA JSON, captions for align"):
         train_json, test_json = easyvqa.write(out / "data")
         caption_json = captions.write(out / "data")
-        asked = questions(read_samples(test_json), easyvqa.images("test"))
+        asked = questions(read_samples(test_json), out / "data" / "easyvqa_test")
         sample = random.Random(0).sample(asked, SAMPLE if test_limit is None else min(test_limit, SAMPLE))
         scores["best answer without the image"] = {"exact_match": easyvqa.blind_score(), "questions": len(asked)}
     with steps.step("assemble the base"):
@@ -90,7 +90,7 @@ def demo(out: str | Path = "runs/demo", recipe_overrides: tuple[str, ...] = (), 
         _score(align, sample, scores, "after align")
     with steps.step("instruct: QLoRA on the LLM, full projector"):
         more = (f"projector={align}", *recipe_overrides)
-        instruct = _train("demo/instruct", out, train_json, easyvqa.images("train"), more)
+        instruct = _train("demo/instruct", out, train_json, out / "data" / "easyvqa_train", more)
     with steps.step(f"evaluate the adapter, unmerged ({len(sample):,} questions)"):
         _score(instruct, sample, scores, "after instruct, unmerged")
     with steps.step("merge"):
@@ -157,7 +157,7 @@ def _show(report: dict) -> None:
         ("step", "seconds", "peak memory (MiB)"),
         [(r["step"], f"{r['seconds']:.1f}", r["peak_memory_mib"]) for r in report["steps"]],
     )
-    image = easyvqa.images("test") / "0.png"
+    image = Path(report["adapter"]).parent.parent / "data" / "easyvqa_test" / "0.png"
     console.note(f"""
 {report["seconds"]:.0f} seconds in all. Test images with the answers before and after: {report["sheet"]}
 

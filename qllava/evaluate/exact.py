@@ -108,12 +108,20 @@ def evaluate(
         UserError: the model, the JSON or an image is missing or wrong, or the JSON has no answers.
     """
     data = Path(data)
+    if batch_size < 1 or max_new_tokens < 1 or (limit is not None and limit < 1):
+        raise UserError("batch_size, max_new_tokens and limit are numbers above 0.")
+    if out is not None:
+        if Path(out).exists():
+            raise UserError(f"{out} is there already; name another file for the answers.")
+        try:
+            Path(out).parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"Cannot write answers to {out}: {error}.") from None
     asked = questions(read_samples(data), Path(image_root) if image_root else data.parent)[:limit]
     if not asked:
         raise UserError(f"{data} has no answers to compare with.")
     result = score(load(source, base), asked, max_new_tokens, batch_size)
     if out is not None:
-        Path(out).parent.mkdir(parents=True, exist_ok=True)
         with Path(out).open("w", encoding="utf-8") as file:
             for question, answer in zip(asked, result.answers, strict=True):
                 line = {

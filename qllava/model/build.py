@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, CLIPVisionModel, GenerationConfig, LlavaConfig
 from transformers import LlavaForConditionalGeneration as Llava
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
@@ -100,7 +101,7 @@ def _from_pretrained(kind: type, source: str, **options: Any) -> Any:
     """
     try:
         model, info = kind.from_pretrained(source, output_loading_info=True, **options)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"Cannot load {source}: {str(error).splitlines()[0]}") from None
     missing = sorted(k for k in info["missing_keys"] if not HARMLESS.search(k))
     unexpected = sorted(k for k in info["unexpected_keys"] if not HARMLESS.search(k))

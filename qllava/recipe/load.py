@@ -72,19 +72,24 @@ def read_yaml(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     Raises:
         UserError: it is missing, is not YAML, is not a mapping, or extends itself.
     """
-    path = path.resolve()
+    try:
+        path = path.resolve()
+    except (OSError, ValueError) as error:
+        raise UserError(f"No recipe at {str(path)[:80]!r}: {error}.") from None
     if path in seen:
         raise UserError(f"{path} extends itself, by way of {', '.join(p.name for p in seen)}.")
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except FileNotFoundError:
         raise UserError(f"No recipe at {path}.") from None
-    except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
+    except (yaml.YAMLError, ValueError, IndexError, RecursionError, OSError) as error:
         raise UserError(f"{path} is not a YAML file: {error}") from None
     if not isinstance(values, dict):
         raise UserError(f"{path} is not a recipe: it holds {type(values).__name__}, not fields with values.")
     values = _anchor(values, path.parent)
     parent = values.pop("extends", None)
+    if parent is not None and not isinstance(parent, str):
+        raise UserError(f"{path}: extends names one YAML file, not {str(parent)[:60]!r}.")
     return values if parent is None else merge(read_yaml(path.parent / parent, (*seen, path)), values)
 
 
@@ -124,12 +129,15 @@ def parse_override(text: str) -> dict[str, Any]:
 
 def _find(source: str | Path) -> Path:
     path = Path(source)
-    return path if path.exists() else find_shipped(str(source)) or path
+    try:
+        return path if path.exists() else find_shipped(str(source)) or path
+    except (OSError, ValueError) as error:
+        raise UserError(f"No recipe at {str(source)[:80]!r}: {error}.") from None
 
 
 def _anchor(value: Any, folder: Path) -> Any:
-    if isinstance(value, dict):
-        return {k: v if k == "extends" else _anchor(v, folder) for k, v in value.items()}
+    if isinstance(value, dict):  # `image_root` starts from the JSON's folder, whatever file names it
+        return {k: v if k in ("extends", "image_root") else _anchor(v, folder) for k, v in value.items()}
     if isinstance(value, list):
         return [_anchor(v, folder) for v in value]
     if isinstance(value, str) and value.startswith(("./", "../")):
@@ -142,7 +150,8 @@ def _report(name: str, wrong: Sequence[str]) -> str:
 
 
 def _explain(error: Mapping[str, Any]) -> str:
-    where = [str(p) for p in error["loc"] if p not in ("str", "Parts")]
+    loc = error["loc"]
+    where = [str(p) for i, p in enumerate(loc) if not (i == 1 and loc[0] == "base" and p in ("str", "Parts"))]
     field = ".".join(where)
     match error["type"]:
         case "extra_forbidden":

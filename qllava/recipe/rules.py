@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from .schema import Recipe
+from .schema import Lora, Quantization, Recipe
 
 
 def broken(recipe: Recipe) -> Iterator[tuple[str, str]]:
@@ -27,9 +27,9 @@ def broken(recipe: Recipe) -> Iterator[tuple[str, str]]:
             f"{recipe.per_device_train_batch_size} does not divide global_batch_size {recipe.global_batch_size}, "
             "so no whole number of accumulation steps makes up the global batch.",
         )
-    if recipe.tune not in ("lora", "qlora") and "lora" in recipe.model_fields_set:
+    if recipe.tune not in ("lora", "qlora") and recipe.lora != Lora():
         yield "lora", f"tune '{recipe.tune}' has no LoRA. Write tune: lora or qlora, or drop the block."
-    if recipe.tune != "qlora" and "quantization" in recipe.model_fields_set:
+    if recipe.tune != "qlora" and recipe.quantization != Quantization():
         yield "quantization", f"tune '{recipe.tune}' quantises nothing. Write tune: qlora, or drop the block."
     if recipe.max_steps == 0 or recipe.max_steps < -1:
         yield "max_steps", "is a number of steps above 0, or -1 to go by num_train_epochs."

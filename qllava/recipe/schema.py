@@ -88,8 +88,8 @@ class Recipe(Block):
     dataloader_num_workers: Annotated[int, Field(ge=0)] = 0
 
     # -- optimisation
-    output_dir: str
-    seed: int = 42
+    output_dir: Annotated[str, Field(min_length=1)]
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
     num_train_epochs: Annotated[float, Field(gt=0)] = 1
     max_steps: int = -1
     """Stops after so many steps; -1 goes by `num_train_epochs`."""

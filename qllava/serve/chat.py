@@ -53,6 +53,8 @@ class Chat:
 
     def ask(self, text: str, say: Callable[[str], None] = lambda piece: None) -> str:
         """The model's answer; `say` gets it piece by piece while it is made."""
+        if any("\ud800" <= c <= "\udfff" for c in text):
+            raise UserError("The text is not valid UTF-8.")
         fresh = len(self.images) if not self.turns else 0
         turns = [*self.turns, Turn("user", text, fresh)]
         prompt = self.loaded.processing.prompt(turns, self.images)

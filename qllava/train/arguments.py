@@ -32,6 +32,13 @@ def accumulation(recipe: Recipe, world_size: int) -> int:
 
 def trainer_arguments(recipe: Recipe, world_size: int, dtype: torch.dtype, device: torch.device) -> SFTConfig:
     """The arguments; whatever the recipe does not name is set so that TRL adds nothing of its own."""
+    try:
+        return _config(recipe, world_size, dtype, device)
+    except (ValueError, ImportError) as error:
+        raise UserError(f"The recipe asks for what the trainer has not: {str(error)[:300]}") from None
+
+
+def _config(recipe: Recipe, world_size: int, dtype: torch.dtype, device: torch.device) -> SFTConfig:
     return SFTConfig(
         **{name: getattr(recipe, name) for name in SAME},
         gradient_accumulation_steps=accumulation(recipe, world_size),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,17 +12,20 @@ import torch
 
 from .. import console
 from ..artifact.load import FINAL, find_artifact
-from ..artifact.manifest import Base, Manifest, read_manifest, writing
+from ..artifact.manifest import Base, Manifest, verify_quick, writing
 from ..data.collate import collate
 from ..data.dataset import training_set
-from ..errors import RunError, UserError
+from ..errors import RunError
 from ..model.adapt import audit, audit_rows, make_trainable
 from ..model.build import load_model, load_processing, portable, sources
 from ..model.device import pick_device, pick_dtype
 from ..model.fingerprint import fingerprint
 from ..model.projector import put_projector, read_projector
 from ..recipe.schema import Recipe
-from .checkpoint import checkpoints, newest_good, set_aside
+from .checkpoint import newest_good
+from .start import settle_base, steps_done, steps_wanted, where_to_start
+
+PAD_TO = 32  # positions; kernels are made once a shape, and tensor cores like multiples of 8
 
 
 @dataclass
@@ -34,7 +36,7 @@ class Result:
     steps: int
     seconds: float
     peak_memory_mib: int
-    loss: float  # of the last line of the log
+    loss: float | None  # of the last line of the log; None where none was written
     audit: list[dict[str, Any]]
     log: list[dict[str, Any]] = field(repr=False)
 
@@ -49,20 +51,27 @@ def train(recipe: Recipe, resume: bool = False) -> Result:
         UserError: data, base or output_dir are not fit for the run.
         RunError: the run failed or was interrupted; the message says how to go on.
     """
+    from accelerate import PartialState
     from transformers import set_seed
 
+    from .arguments import trainer_arguments
+
     out = Path(recipe.output_dir)
-    _refuse_an_adapter_as_base(recipe)
-    checkpoint = _where_to_start(out, resume)
+    recipe = settle_base(recipe)
+    checkpoint = where_to_start(recipe, resume)
     device = pick_device()
     dtype = pick_dtype(recipe.dtype, device)
+    arguments = trainer_arguments(recipe, PartialState().num_processes, dtype, device)
     processing = load_processing(recipe.base, recipe.template, recipe.image_aspect_ratio)
     rows = training_set(recipe.data, processing, recipe.max_length)
     rows[0]  # the first sample is made before a model is read
     set_seed(recipe.seed)
     model = load_model(recipe.base, dtype, device, recipe.quantization if recipe.tune == "qlora" else None)
     if recipe.projector is not None:
-        folder = find_artifact(recipe.projector) or Path(recipe.projector)
+        artifact = find_artifact(recipe.projector)
+        if artifact is not None:
+            verify_quick(artifact)
+        folder = artifact or Path(recipe.projector)
         put_projector(model, read_projector(folder), folder)
     model = make_trainable(model, recipe)
     parts = audit(model, recipe.tune)
@@ -70,8 +79,11 @@ def train(recipe: Recipe, resume: bool = False) -> Result:
     if recipe.gradient_checkpointing:
         _checkpoint_language_model(model)
     manifest = _manifest(recipe, dtype, parts)
-    trainer, history, stop = _trainer(recipe, model, processing, rows, manifest, dtype, device)
+    trainer, history, stop = _trainer(recipe, model, processing, rows, manifest, arguments)
     started = time.perf_counter()
+    if checkpoint is not None and steps_done(checkpoint) >= steps_wanted(checkpoint, recipe):
+        trainer.restore(checkpoint)  # it had ended but for its artifact
+        return _finish(trainer, out, manifest, history, time.perf_counter() - started, parts)
     stop.install()
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -82,33 +94,6 @@ def train(recipe: Recipe, resume: bool = False) -> Result:
     if stop.asked and trainer.state.global_step < trainer.state.max_steps:
         raise RunError(_how_to_go_on(out))
     return _finish(trainer, out, manifest, history, time.perf_counter() - started, parts)
-
-
-def _refuse_an_adapter_as_base(recipe: Recipe) -> None:
-    folder = find_artifact(recipe.base) if isinstance(recipe.base, str) else None
-    if folder is not None and read_manifest(folder).holds == "adapter":
-        raise UserError(
-            f"base {recipe.base} is an adapter, not a base. Merge it first (qllava merge {recipe.base} --out DIR), "
-            "or, to start from its projector, name it as projector."
-        )
-
-
-def _where_to_start(out: Path, resume: bool) -> Path | None:
-    """The checkpoint to go on from, or None to begin; refuses to write over a run."""
-    if resume:
-        if (out / FINAL).exists():
-            raise UserError(f"The run in {out} has ended; its artifact is {out / FINAL}.")
-        found, complaints = newest_good(out)
-        if found is None:
-            reasons = "".join(f"\n  - {c}" for c in complaints.values())
-            raise UserError(f"No good checkpoint in {out} to resume from.{reasons}\nBegin anew with another output_dir.")
-        for folder, complaint in complaints.items():
-            console.note(f"Passed over: {complaint} It is now {set_aside(folder)}.")
-        console.note(f"Resuming from {found}.")
-        return found
-    if (out / FINAL).exists() or checkpoints(out):
-        raise UserError(f"{out} holds a run already. Add --resume to go on with it, or name another output_dir.")
-    return None
 
 
 def _manifest(recipe: Recipe, dtype: torch.dtype, parts: list) -> Manifest:
@@ -125,22 +110,18 @@ def _manifest(recipe: Recipe, dtype: torch.dtype, parts: list) -> Manifest:
     )
 
 
-def _trainer(
-    recipe: Recipe, model: Any, processing: Any, rows: Any, manifest: Manifest, dtype: Any, device: Any
-) -> Any:
-    from accelerate import PartialState
+def _trainer(recipe: Recipe, model: Any, processing: Any, rows: Any, manifest: Manifest, arguments: Any) -> Any:
     from transformers import PrinterCallback
 
-    from .arguments import trainer_arguments
     from .callbacks import OrderlyStop, Progress
     from .trainer import LlavaTrainer
 
     history, stop = Progress(), OrderlyStop()
     trainer = LlavaTrainer(
         model=model,
-        args=trainer_arguments(recipe, PartialState().num_processes, dtype, device),
+        args=arguments,
         train_dataset=rows,
-        data_collator=functools.partial(collate, processing=processing),
+        data_collator=functools.partial(collate, processing=processing, multiple=PAD_TO),
         processing_class=processing.encoder.tokenizer,
         callbacks=[history, stop],
         recipe=recipe,
@@ -168,7 +149,7 @@ def _finish(trainer: Any, out: Path, manifest: Manifest, history: Any, seconds: 
         "steps": trainer.state.global_step,
         "seconds": round(seconds, 1),
         "peak_memory_mib": peak_memory(),
-        "loss": losses[-1] if losses else math.nan,
+        "loss": losses[-1] if losses else None,
     }
     final = manifest.model_copy(update={"report": {**manifest.report, **report}})
     if trainer.args.should_save:

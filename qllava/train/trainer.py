@@ -7,13 +7,14 @@ and loading (every checkpoint is an artifact, written at once or not at all).
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import Trainer
+from transformers import Trainer, TrainerState
 from transformers.trainer_utils import rotate_checkpoints
 from trl import SFTTrainer
 
@@ -27,6 +28,8 @@ from ..model.projector import put_projector, read_projector
 from ..model.whole import read_whole, save_whole
 from ..recipe.schema import Recipe
 from .sampler import SeededSampler, lengths_of
+
+ADVICE = "Go on from the last checkpoint with a lower learning_rate; 1e-4 or less where 2e-4 blew up."
 
 
 class LlavaTrainer(SFTTrainer):
@@ -101,9 +104,16 @@ class LlavaTrainer(SFTTrainer):
             loss = loss * self.accelerator.num_processes  # DDP takes the mean over processes
         return (loss, outputs) if return_outputs else loss
 
+    def restore(self, checkpoint: Path) -> None:
+        """Takes weights and step count from a checkpoint, to end a run that had only its artifact left to write."""
+        self._load_from_checkpoint(str(checkpoint))
+        self.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the projector's learning rate, supervised tokens per second and peak memory (MiB) to a line of the log."""
         if "loss" in logs:
+            if not math.isfinite(logs["loss"]):
+                raise RunError(f"The loss is {logs['loss']} at step {self.state.global_step}. {ADVICE}")
             now = time.perf_counter()
             groups = self.optimizer.param_groups  # the projector's come last, and all follow one schedule
             logs["projector_learning_rate"] = logs["learning_rate"] * groups[-1]["initial_lr"] / groups[0]["initial_lr"]
@@ -118,6 +128,9 @@ class LlavaTrainer(SFTTrainer):
     def write_weights(self, folder: Path) -> None:
         """What was trained: an adapter, or for `full` the whole model in float32."""
         model = self.accelerator.unwrap_model(self.model)
+        bad = [n for n, p in model.named_parameters() if p.requires_grad and not torch.isfinite(p).all()]
+        if bad:
+            raise RunError(f"{len(bad)} trained tensors are not finite ({bad[0]}), so nothing was written. {ADVICE}")
         if self.manifest.holds == "adapter":
             save_adapter(model, folder)
         else:

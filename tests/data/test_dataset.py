@@ -69,3 +69,12 @@ def test_two_sources_are_joined_in_order(scenes, tmp_path):
     )
     rows = read_sources((*source(scenes), Source(path=str(other))))
     assert len(rows) == 17 and rows[16]["id"] == "m"
+
+
+def test_padding_to_a_multiple_changes_only_the_padding(scenes, processing):
+    rows = training_set(source(scenes), processing, 2048)
+    plain, wide = collate([rows[0], rows[1]], processing), collate([rows[0], rows[1]], processing, multiple=32)
+    length = plain["input_ids"].shape[1]
+    assert wide["input_ids"].shape[1] % 32 == 0 and 0 <= wide["input_ids"].shape[1] - length < 32
+    assert all(torch.equal(wide[k][:, :length], plain[k]) for k in ("input_ids", "labels", "attention_mask"))
+    assert (wide["labels"][:, length:] == IGNORE).all() and not wide["attention_mask"][:, length:].any()

@@ -21,7 +21,7 @@ def test_easy_vqa_is_whole(tmp_path):
         assert not any(world.SHORT in t.text for t in sample.turns[1:])
     assert all(world.SHORT in s.turns[0].text for s in singles)
     for split in ("train", "test"):
-        assert len(list(easyvqa.images(split).glob("*.png"))) == {"train": 4000, "test": 1000}[split]
+        assert len(list((tmp_path / f"easyvqa_{split}").glob("*.png"))) == {"train": 4000, "test": 1000}[split]
 
 
 def test_the_blind_score():
@@ -99,3 +99,23 @@ def test_the_llm_reads_text_alone():
         talk = corpus.conversation(rng, emojis, easy=rng.random() < 0.5)
         assert not any("<image>" in t["value"] for t in talk) and len(talk) % 2 == 0
     assert TEMPLATE.name == "vicuna_v1"
+
+
+def test_drills_ask_for_what_stands_there():
+    rng = random.Random(5)
+    for _ in range(500):
+        (listed, _), *rest = corpus.drill(rng, negated=True)
+        words = listed.strip(" .").split()
+        for (asked, is_answer), (answer, supervised) in zip(rest[::3], rest[1::3], strict=True):
+            assert supervised and not is_answer
+            there = asked.strip(" ?").removeprefix("not ") in words
+            assert (answer == " yes") == (there != asked.startswith(" not "))
+
+
+def test_practice_asks_only_what_is_told():
+    rng = random.Random(6)
+    for _ in range(500):
+        talk = corpus.about_one_thing(rng)
+        told = talk[0]["value"].split("\n")[0].lower()
+        for answer in (t["value"] for t in talk[1::2]):
+            assert answer in ("yes", "no", "one") or answer in told

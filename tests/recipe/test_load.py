@@ -59,7 +59,7 @@ def test_all_mistakes_come_at_once_with_the_nearest_name():
         ({"template": "plain"}, "template"),
         ({"per_device_train_batch_size": 3}, "per_device_train_batch_size"),
         ({"tune": "full", "lora": {"r": 8}}, "lora"),
-        ({"quantization": {"bnb_4bit_quant_type": "nf4"}}, "quantization"),
+        ({"quantization": {"bnb_4bit_quant_type": "fp4"}}, "quantization"),
         ({"max_steps": 0}, "max_steps"),
         ({"save_steps": 1.5}, "save_steps"),
     ],

@@ -22,7 +22,9 @@ def test_a_signal_leaves_a_checkpoint_and_says_how_to_go_on(recipe_values, tmp_p
     recipe.write_text(yaml.safe_dump({**recipe_values, "max_steps": 2000, "save_steps": 1000}))
     log = tmp_path / "log"
     with log.open("w") as file:
-        process = subprocess.Popen([sys.executable, "-m", "qllava", "train", str(recipe)], stderr=file, stdout=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "qllava", "train", str(recipe)], stderr=file, stdout=subprocess.DEVNULL
+        )
         try:
             deadline = time.time() + 120
             while "step 2/" not in log.read_text():
@@ -81,5 +83,5 @@ def test_a_flipped_byte_in_an_adapter_is_refused(recipe_values):
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
     file.write_bytes(data)
-    with pytest.raises(RunError, match="projector.safetensors is not the file"):
+    with pytest.raises(RunError, match=r"projector\.safetensors is not the file"):
         load(folder)

@@ -121,7 +121,7 @@ def test_tensorboard_by_name(recipe_values, tmp_path, monkeypatch):
 
 def test_an_adapter_is_no_base(recipe_values, tmp_path):
     train(values_for(recipe_values, "projector", max_steps=1, output_dir=str(tmp_path / "a")))
-    with pytest.raises(UserError, match="is an adapter, not a base. Merge it first"):
+    with pytest.raises(UserError, match=r"is an adapter, not a base\. Merge it first"):
         train(values_for(recipe_values, "lora", base=str(tmp_path / "a"), output_dir=str(tmp_path / "b")))
 
 

@@ -1,0 +1,96 @@
+"""Where a run starts: at the beginning, or at a checkpoint of the same run. In: recipe and output_dir. Out: a checkpoint or
+None. Nothing of an earlier run is written over, and no checkpoint of another run is gone on with.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from .. import console
+from ..artifact.load import FINAL, find_artifact
+from ..artifact.manifest import can_write, read_manifest
+from ..errors import UserError
+from ..model.build import sources
+from ..model.fingerprint import fingerprint
+from ..recipe.schema import Recipe
+from .checkpoint import checkpoints, newest_good, set_aside
+
+# What may differ between a run and its resumption: when it ends, what it says, and how it shares out the same work.
+FREE = {
+    "output_dir", "max_steps", "num_train_epochs", "save_steps", "save_total_limit", "logging_steps", "report_to",
+    "dataloader_num_workers", "per_device_train_batch_size", "gradient_checkpointing", "projector", "data", "base",
+}  # fmt: skip
+
+
+def settle_base(recipe: Recipe) -> Recipe:
+    """The recipe with a run's output_dir as `base` replaced by the model in it.
+
+    Raises:
+        UserError: the base is an adapter.
+    """
+    folder = find_artifact(recipe.base) if isinstance(recipe.base, str) else None
+    if folder is None:
+        return recipe
+    if read_manifest(folder).holds == "adapter":
+        raise UserError(
+            f"base {recipe.base} is an adapter, not a base. Merge it first (qllava merge {recipe.base} --out DIR), "
+            "or, to start from its projector, name it as projector."
+        )
+    return recipe.model_copy(update={"base": str(folder)})
+
+
+def where_to_start(recipe: Recipe, resume: bool) -> Path | None:
+    """The checkpoint to go on from, or None to begin.
+
+    Raises:
+        UserError: output_dir holds a run already, or none to resume, or another one; or nothing can be written there.
+    """
+    out = Path(recipe.output_dir)
+    if not resume:
+        if (out / FINAL).exists() or checkpoints(out):
+            raise UserError(f"{out} holds a run already. Add --resume to go on with it, or name another output_dir.")
+        can_write(out / "checkpoint").rmdir()
+        return None
+    if (out / FINAL).exists():
+        raise UserError(f"The run in {out} has ended; its artifact is {out / FINAL}.")
+    found, complaints = newest_good(out)
+    if found is None:
+        reasons = "".join(f"\n  - {c}" for c in complaints.values())
+        raise UserError(f"No good checkpoint in {out} to resume from.{reasons}\nBegin anew with another output_dir.")
+    _compare(recipe, found)
+    for folder, complaint in complaints.items():
+        console.note(f"Passed over: {complaint} It is now {set_aside(folder)}.")
+    console.note(f"Resuming from {found}.")
+    return found
+
+
+def _compare(recipe: Recipe, checkpoint: Path) -> None:
+    """Raises `UserError`, naming what differs, when the checkpoint is of another run than the recipe's."""
+    manifest = read_manifest(checkpoint)
+    before, now = manifest.recipe or {}, recipe.model_dump(mode="json")
+    wrong = [
+        f"{k}: {before[k]} then, {now[k]} now" for k in now if k not in FREE and k in before and before[k] != now[k]
+    ]
+    if manifest.base is not None and manifest.base.fingerprint != fingerprint(sources(recipe.base)):
+        wrong.append(f"base: {manifest.base.source} then, another one now")
+    if 0 < recipe.max_steps < steps_done(checkpoint):
+        wrong.append(f"max_steps: {checkpoint} is past {recipe.max_steps}")
+    if wrong:
+        raise UserError(
+            f"{checkpoint} is of another run, which this recipe cannot go on with:\n"
+            + "\n".join(f"  - {w}" for w in wrong)
+            + "\nResume with what the run began with, or begin anew in another output_dir."
+        )
+
+
+def steps_done(checkpoint: Path) -> int:
+    """Optimizer steps that lie behind a checkpoint."""
+    return json.loads((checkpoint / "trainer_state.json").read_text())["global_step"]
+
+
+def steps_wanted(checkpoint: Path, recipe: Recipe) -> int:
+    """Optimizer steps of the whole run that the checkpoint is of."""
+    state = json.loads((checkpoint / "trainer_state.json").read_text())
+    same_length = (read_manifest(checkpoint).recipe or {}).get("num_train_epochs") == recipe.num_train_epochs
+    return recipe.max_steps if recipe.max_steps > 0 else state["max_steps"] if same_length else state["global_step"] + 1
