@@ -82,16 +82,16 @@ def drill(rng: random.Random, negated: bool) -> list[tuple[str, bool]]:
     return pieces
 
 
-def about_one_thing(rng: random.Random) -> list[dict[str, str]]:
+def about_one_thing(rng: random.Random, negated: bool = True) -> list[dict[str, str]]:
     """Two to six short questions about a scene of one thing, told barely or in full."""
     scene, texts = world.sample(rng, 1), []
     bare = rng.random() < 0.6
     told = world.tell(rng, scene, size=0.0, place=0.0) if bare else world.tell_enough(rng, scene)
     untold = (*world.SIZES, scene.things[0].place) if bare else ()
     for i in range(rng.randint(2, 6)):
-        question = world.ask(rng, scene)
+        question = world.ask(rng, scene, negated)
         while question.short in untold:
-            question = world.ask(rng, scene)
+            question = world.ask(rng, scene, negated)
         text = question.text.lower() if rng.random() < 0.5 else question.text
         texts += [f"{told}\n{text}\n{world.SHORT}" if i == 0 else text, question.short]
     return turns(*texts)

@@ -18,7 +18,7 @@ from pathlib import Path
 from . import corpus, emoji
 
 PARTS = ("vision_tower", "llm")
-PRACTICE_STEPS = 700
+PRACTICE_STEPS = 640
 
 
 def sentences(count: int = 40_000) -> Iterator[str]:

@@ -22,9 +22,10 @@ from .schedule import Both, Meter, cosine
 TEMPLATE = TEMPLATES["vicuna_v1"]
 OTHER_WEIGHT = 0.1
 PRACTICE = (  # up to that share of the steps: the shares of drills, and of conversations about one thing
-    (0.35, 1.00, 0.00),  # without `not`
-    (0.75, 0.35, 0.65),
-    (1.00, 0.10, 0.60),
+    (0.25, 1.00, 0.00),
+    (0.55, 0.30, 0.70),  # up to here without `not`: half of the answers turned round would teach nothing
+    (0.85, 0.25, 0.70),
+    (1.00, 0.10, 0.50),
 )
 EASY = 0.25  # share of the steps that read about one thing at a time
 
@@ -63,16 +64,16 @@ def row(
 def practice_row(rng: random.Random, emojis: list, encoder: Encoder, system: int, progress: float) -> tuple[list, list]:
     """As `row`, for `practice`."""
     drills, one_thing = next((d, o) for end, d, o in PRACTICE if progress < end)
-    kind = rng.random()
+    kind, negated = rng.random(), progress >= PRACTICE[1][0]
     if kind < drills:
         ids, weights = [encoder.bos], [0.0]
-        for text, answer in corpus.drill(rng, negated=progress >= PRACTICE[0][0]):
+        for text, answer in corpus.drill(rng, negated):
             new = encoder.encode(text)
             ids, weights = ids + new, weights + [float(answer)] * len(new)
         return ids, weights
     if kind >= drills + one_thing:
         return row(rng, emojis, encoder, system)
-    sample = parse({"id": "", "conversations": corpus.about_one_thing(rng)})
+    sample = parse({"id": "", "conversations": corpus.about_one_thing(rng, negated)})
     tokens = encode_sample(sample, TEMPLATE, encoder, image_tokens=0)
     weights = [OTHER_WEIGHT if label == IGNORE else 1.0 for label in tokens.labels]
     return tokens.ids, [0.0] * system + weights[system:]

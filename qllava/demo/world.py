@@ -209,11 +209,12 @@ def _is(flag: bool) -> str:
     return "yes" if flag else "no"
 
 
-def ask(rng: random.Random, scene: Scene) -> Question:
-    """A question whose answer the scene decides. Colours, shapes, presence, absence, number, size and place."""
+def ask(rng: random.Random, scene: Scene, negated: bool = True) -> Question:
+    """A question whose answer the scene decides: colour, shape, presence, absence (if `negated`), number, size, place."""
     things, thing = scene.things, rng.choice(scene.things)
     the = f"the {thing.shape}" if len(things) > 1 or rng.random() < 0.7 else rng.choice(("the figure", "the thing"))
     kind = rng.choices(("color", "shape", "present", "absent", "count", "size", "place"), (24, 24, 22, 22, 3, 3, 2))[0]
+    kind = "present" if kind == "absent" and not negated else kind
     if kind == "color":
         text = rng.choice(
             (

@@ -60,3 +60,16 @@ def test_a_manifest_that_is_none(tmp_path, text):
 def test_a_folder_without_one_is_no_artifact(tmp_path):
     with pytest.raises(UserError, match="is not an artifact"):
         verify(tmp_path)
+
+
+def test_an_added_file_is_named(tmp_path):
+    (make(tmp_path / "x") / "adapter_model.safetensors").touch()
+    with pytest.raises(RunError, match="was not there when it was written"):
+        verify(tmp_path / "x")
+
+
+def test_somebodys_folder_beside_it_stays(tmp_path):
+    (tmp_path / ".x.partial").mkdir()
+    (tmp_path / ".x.partial" / "mine").touch()
+    make(tmp_path / "x")
+    assert (tmp_path / ".x.partial" / "mine").exists()

@@ -44,6 +44,12 @@ def test_opening_answer_is_dropped():
         ({"image": ["a", "b"], "conversations": talk("<image>", "b")}, "2 image.s. and 1 '<image>'"),
         ({"image": "a.png", "conversations": talk("<image>", "<image>")}, "answer cannot hold"),
         ({"image": 7, "conversations": talk("<image>", "b")}, "'image' must be a path"),
+        ({"image": "", "conversations": talk("<image>", "b")}, "'image' must be a path"),
+        ({"image": "a", "images": ["b"], "conversations": talk("<image>", "b")}, "name different files"),
+        ({"image": "a\0b", "conversations": talk("<image>", "b")}, "'image' must be a path"),
+        ({"conversations": [{"from": ["human"], "value": "a"}]}, "turn 1: expected"),
+        ({"conversations": talk("\ud83d", "b")}, "half of a surrogate pair"),
+        ({"conversations": [{"from": "gpt", "value": "a"}]}, "has no human turn"),
     ],
 )
 def test_refused_with_the_reason(row, complaint):
@@ -65,6 +71,17 @@ def test_files_that_are_no_llava_json(tmp_path, name, text, complaint):
     (tmp_path / name).write_text(text)
     with pytest.raises(UserError, match=complaint):
         list(read_samples(tmp_path / name))
+
+
+def test_images_count_where_image_is_null():
+    assert parse({"image": None, "images": ["a.png"], "conversations": talk("<image>", "b")}).images == ("a.png",)
+    assert parse({"image": [], "images": ["a.png"], "conversations": talk("<image>", "b")}).images == ("a.png",)
+
+
+def test_jsonl_with_line_separators_inside_a_text(tmp_path):
+    row = {"conversations": talk("a\u2028b\u0085c", "d")}
+    (tmp_path / "a.jsonl").write_text(json.dumps(row, ensure_ascii=False) + "\n", encoding="utf-8")
+    assert next(read_samples(tmp_path / "a.jsonl")).turns[0].text == "a\u2028b\u0085c"
 
 
 def test_missing_file(tmp_path):

@@ -72,6 +72,10 @@ def test_evaluate_writes_a_line_an_answer(tmp_path, scenes):
     lines = [json.loads(line) for line in (tmp_path / "a" / "answers.jsonl").read_text().splitlines()]
     assert result["questions"] == len(lines) == 5
     assert lines[0].keys() == {"id", "prompt", "answer", "expected"}
+    with pytest.raises(UserError, match="is there already"):
+        evaluate(base, scenes, scenes.parent / "images", out=scenes)
+    with pytest.raises(UserError, match="numbers above 0"):
+        evaluate(base, scenes, scenes.parent / "images", batch_size=-1)
 
 
 def test_a_json_without_answers(tmp_path):

@@ -89,6 +89,8 @@ def test_extends_holds_only_the_difference(tmp_path):
         ("extends: self.yaml\n", "extends itself"),
         ("extends: gone.yaml\n", "No recipe at"),
         ("", "holds NoneType"),
+        ("extends: 3\n", "extends names one YAML file"),
+        ("a: 2026-99-99\n", "is not a YAML file"),
     ],
 )
 def test_files_that_are_no_recipe(tmp_path, text, complaint):
@@ -113,3 +115,24 @@ def test_merge_keeps_what_lies_on_top(under, over):
     assert set(merged) == set(under) | set(over)
     assert merge(merged, over) == merged
     assert merge({}, over) == over and merge(under, {}) == under
+
+
+def test_image_root_starts_from_the_json_whatever_file_names_it(tmp_path):
+    import yaml
+
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump({**GOOD, "data": [{"path": "./d.json", "image_root": "../img"}]}))
+    source = load_recipe(tmp_path / "r.yaml").data[0]
+    assert (source.path, source.image_root) == (str(tmp_path / "d.json"), "../img")
+
+
+@pytest.mark.parametrize("override", ["Parts=3", "str=3", "lora.str=3", "base.Parts=3", "seed=-1", "output_dir=''"])
+def test_odd_overrides_get_a_message(override):
+    with pytest.raises(UserError, match="mistake"):
+        resolve_recipe(GOOD, [override])
+
+
+def test_a_recipe_can_be_rebuilt_from_its_dump():
+    from qllava.recipe import Recipe
+
+    recipe = resolve_recipe({**GOOD, "tune": "projector"})
+    assert resolve_recipe(Recipe(**recipe.model_dump()).model_dump()) == recipe
