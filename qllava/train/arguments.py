@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 from trl import SFTConfig
 
@@ -13,6 +15,14 @@ SAME = (  # fields that go over under their own names
     "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm", "optim", "adam_beta1", "adam_beta2",
     "adam_epsilon", "dataloader_num_workers", "logging_steps", "save_steps", "save_total_limit",
 )  # fmt: skip
+
+
+def launched_processes() -> int:
+    """How many processes the launcher (torchrun, accelerate) started; 1 without one.
+
+    From the environment: accelerate's PartialState says 1 in a CPU launch until it is told that it is one.
+    """
+    return int(os.environ.get("WORLD_SIZE", 1))
 
 
 def accumulation(recipe: Recipe, world_size: int) -> int:

@@ -51,17 +51,16 @@ def train(recipe: Recipe, resume: bool = False) -> Result:
         UserError: data, base or output_dir are not fit for the run.
         RunError: the run failed or was interrupted; the message says how to go on.
     """
-    from accelerate import PartialState
     from transformers import set_seed
 
-    from .arguments import trainer_arguments
+    from .arguments import launched_processes, trainer_arguments
 
     out = Path(recipe.output_dir)
     recipe = settle_base(recipe)
     checkpoint = where_to_start(recipe, resume)
     device = pick_device()
     dtype = pick_dtype(recipe.dtype, device)
-    arguments = trainer_arguments(recipe, PartialState().num_processes, dtype, device)
+    arguments = trainer_arguments(recipe, launched_processes(), dtype, device)
     processing = load_processing(recipe.base, recipe.template, recipe.image_aspect_ratio)
     rows = training_set(recipe.data, processing, recipe.max_length)
     rows[0]  # the first sample is made before a model is read
@@ -129,6 +128,12 @@ def _trainer(recipe: Recipe, model: Any, processing: Any, rows: Any, manifest: M
         manifest=manifest,
     )
     trainer.remove_callback(PrinterCallback)  # it prints on stdout
+    together = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
+    if together != recipe.global_batch_size:
+        raise RunError(
+            f"{arguments.world_size} process(es) make batches of {together}, not of global_batch_size "
+            f"{recipe.global_batch_size}. Launch with torchrun, which tells each process how many there are."
+        )
     return trainer, history, stop
 
 
