@@ -91,11 +91,16 @@ def _images(row: dict, where: str) -> tuple[str, ...]:
     return found[0] if found else ()
 
 
+def is_text(text: str) -> bool:
+    """Whether every character is one; half of a surrogate pair (`"\\ud83d"` in a JSON, a stray byte typed) is none."""
+    return not any("\ud800" <= c <= "\udfff" for c in text)
+
+
 def _turn(turn: Any, where: str, multimodal: bool) -> Turn:
     if not isinstance(turn, dict) or not isinstance(turn.get("value"), str) or str(turn.get("from")) not in ROLES:
         raise UserError(f"{where}: expected {{'from': 'human' or 'gpt', 'value': text}}, got {str(turn)[:80]}.")
     role, text = ROLES[str(turn["from"])], turn["value"]
-    if any("\ud800" <= c <= "\udfff" for c in text):
+    if not is_text(text):
         raise UserError(f"{where}: the text holds half of a surrogate pair, which is no character.")
     if not multimodal or PLACEHOLDER not in text:
         return Turn(role, text)

@@ -15,7 +15,7 @@ from transformers import TextStreamer
 from .. import console
 from ..artifact.load import Loaded, load
 from ..data.image import open_image
-from ..data.sample import Turn
+from ..data.sample import Turn, is_text
 from ..errors import UserError
 from ..evaluate.generate import decode, generate
 
@@ -53,7 +53,7 @@ class Chat:
 
     def ask(self, text: str, say: Callable[[str], None] = lambda piece: None) -> str:
         """The model's answer; `say` gets it piece by piece while it is made."""
-        if any("\ud800" <= c <= "\udfff" for c in text):
+        if not is_text(text):
             raise UserError("The text is not valid UTF-8.")
         fresh = len(self.images) if not self.turns else 0
         turns = [*self.turns, Turn("user", text, fresh)]
