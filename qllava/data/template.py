@@ -1,23 +1,30 @@
-"""How a conversation is written for an LLM: turns in, pieces out. A piece is text, an image, or an end-of-turn token,
-and each says itself whether it is supervised. Nothing later has to find a boundary again.
+"""How a conversation is written for an LLM: turns in, pieces out. A piece is text, an image, or a special token, and each
+says itself whether it is supervised. Nothing later has to find a boundary again.
 
-Facts: LLaVA's conversation.py and train.py at c121f04. The text of a piece is exact to the space: tokenizers get it as
-the continuation of what stands before, so the space that SentencePiece puts before a fresh stretch is written out.
+Facts: LLaVA's conversation.py and train.py at c121f04. The text of a piece is exact to the space; what a tokenizer puts
+before a fresh stretch of text (SentencePiece's space) is left to the encoder, which a piece's `start` tells where it stands.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from ..errors import UserError, nearest
 from .sample import Turn
+from .systems import CHATML_SYSTEM, LLAMA_2_SYSTEM, LLAVA_SYSTEM, MPT_SYSTEM, V0_SYSTEM, VICUNA_SYSTEM
+
+Start = Literal["inside", "fresh", "special"]
 
 
 @dataclass(frozen=True)
 class Text:
     text: str
     supervised: bool = False
+    start: Start = "inside"
+    """Where the original's tokenizer met it: `fresh` at the beginning of a stretch (of all text, or after an image),
+    `special` right after a special token, `inside` as the continuation of other text."""
 
 
 @dataclass(frozen=True)
@@ -27,8 +34,9 @@ class Image:
 
 @dataclass(frozen=True)
 class Begin:
-    """The tokenizer's beginning-of-sequence token."""
+    """The tokenizer's beginning-of-sequence token; `always`, or only where the tokenizer itself puts one."""
 
+    always: bool = True
     supervised: bool = False
 
 
@@ -39,7 +47,15 @@ class End:
     supervised: bool = True
 
 
-Piece = Text | Image | Begin | End
+@dataclass(frozen=True)
+class Special:
+    """A special token by its name; for a tokenizer that has none of that name, the same characters as text."""
+
+    token: str
+    supervised: bool = False
+
+
+Piece = Text | Image | Begin | End | Special
 Render = Callable[["Template", Sequence[Turn]], Iterator[Piece]]
 
 
@@ -58,39 +74,76 @@ class Template:
         return list(self.render(self, turns))
 
 
-def _user(turn: Turn, before: str, after: str) -> Iterator[Piece]:
-    """A user's turn between two fixed texts; each image opens a fresh stretch, which begins with a space."""
+def user(turn: Turn, before: str, after: str, start: Start = "inside") -> Iterator[Piece]:
+    """A user's turn between two fixed texts; what follows an image is a fresh stretch."""
     for _ in range(turn.images):
-        yield Text(before)
+        yield Text(before, start=start)
         yield Image()
-        before = " \n"
-    yield Text(before + turn.text + after)
+        before, start = "\n", "fresh"
+    yield Text(before + turn.text + after, start=start)
 
 
 def _two(template: Template, turns: Sequence[Turn]) -> Iterator[Piece]:
     """`SYSTEM USER: q ASSISTANT: a</s>USER: q ASSISTANT: a</s>`"""
     yield Begin()
-    before = f" {template.system} USER: "
+    before, start = f"{template.system} USER: " if template.system else "USER: ", "fresh"
     for turn in turns:
         if turn.role == "user":
-            yield from _user(turn, before, " ASSISTANT:")
+            yield from user(turn, before, " ASSISTANT:", start)
         else:
             yield Text(" " + turn.text, supervised=True)
             yield End()
-            before = "USER: "
+            before, start = "USER: ", "special"
 
 
 def _llama_2(template: Template, turns: Sequence[Turn]) -> Iterator[Piece]:
-    """`[INST] <<SYS>>…<</SYS>> q [/INST] a </s><s>[INST] q [/INST] a </s>`"""
+    """`[INST] <<SYS>>…<</SYS>> q [/INST] a </s><s>[INST] q [/INST] a </s>`; without the inner `<s>` for Mistral."""
     system = f"<<SYS>>\n{template.system}\n<</SYS>>\n\n" if template.system else ""
     for i, turn in enumerate(turns):
         if turn.role == "user":
-            yield Begin()
-            yield from _user(turn, (" " if i == 0 else "") + "[INST] " + system, " [/INST]")
+            if i == 0 or template.name != "mistral_instruct":
+                yield Begin()
+            yield from user(turn, "[INST] " + system, " [/INST]", "special" if i else "fresh")
             system = ""
         else:
             yield Text(f" {turn.text} ", supervised=True)
             yield End()
+
+
+def _chatml(template: Template, turns: Sequence[Turn]) -> Iterator[Piece]:
+    """`<|im_start|>system\\n…<|im_end|><|im_start|>user\\nq<|im_end|><|im_start|>assistant\\na<|im_end|>`, no line breaks between."""
+    yield Begin(always=False)
+    yield Special("<|im_start|>")
+    yield Text(f"system\n{template.system}", start="special")
+    yield Special("<|im_end|>")
+    for turn in turns:
+        yield Special("<|im_start|>")
+        if turn.role == "user":
+            yield from user(turn, "user\n", "", "special")
+            yield Special("<|im_end|>")
+            continue
+        yield Text("assistant\n", start="special")
+        yield Text(turn.text, supervised=True)
+        yield Special("<|im_end|>", supervised=True)
+    if turns[-1].role == "user":
+        yield Special("<|im_start|>")
+        yield Text("assistant\n", start="special")
+
+
+def _v0(template: Template, turns: Sequence[Turn]) -> Iterator[Piece]:
+    """`SYSTEM\\n\\n### Human: q\\n### Assistant: a\\n### Human: …`, as train.py writes it.
+
+    The line break and the `###` after an answer are its end, and supervised. (The original also supervises the words
+    `Assistant:` and the `###` before a human's turn is the same token as ours.)
+    """
+    yield Begin()
+    before, start = f"{template.system}\n\n### Human: ", "fresh"
+    for turn in turns:
+        if turn.role == "user":
+            yield from user(turn, before, "\n### Assistant:", start)
+        else:
+            yield Text(f" {turn.text}\n###", supervised=True)
+            before, start = " Human: ", "inside"
 
 
 def _plain(template: Template, turns: Sequence[Turn]) -> Iterator[Piece]:
@@ -102,25 +155,44 @@ def _plain(template: Template, turns: Sequence[Turn]) -> Iterator[Piece]:
     yield Begin()
     yield Image()
     if len(turns) == 2:
-        yield Text(f" {turns[1].text}\n", supervised=True)
+        yield Text(f"{turns[1].text}\n", supervised=True, start="fresh")
 
 
-VICUNA_SYSTEM = (
-    "A chat between a curious user and an artificial intelligence assistant. "
-    "The assistant gives helpful, detailed, and polite answers to the user's questions."
-)
-LLAVA_SYSTEM = (
-    "You are a helpful language and vision assistant. You are able to understand the visual content that the user "
-    "provides, and assist the user with a variety of tasks using natural language."
-)
 TEMPLATES = {
     t.name: t
     for t in (
         Template("plain", _plain),
         Template("vicuna_v1", _two, VICUNA_SYSTEM),
         Template("llava_llama_2", _llama_2, LLAVA_SYSTEM),
+        Template("llama_2", _llama_2, LLAMA_2_SYSTEM),
+        Template("mistral_instruct", _llama_2),
+        Template("chatml_direct", _chatml, CHATML_SYSTEM),
+        Template("mpt", _chatml, MPT_SYSTEM),
+        Template("v0", _v0, V0_SYSTEM),
     )
 }
+OWN = "chat_template"  # the tokenizer's own chat template: see chat_template.py
+NAMES = (*TEMPLATES, OWN)
+
+# The LLMs of the paper's ablation (its figure 3), by their hub ids, and the template that each was trained with.
+VICUNAS = [f"lmsys/vicuna-{size}-{v}" for size in ("7b", "13b") for v in ("v1.1", "v1.3", "v1.5")]
+TEMPLATE_OF = dict.fromkeys(VICUNAS, "vicuna_v1") | {
+    f"meta-llama/Llama-2-{size}-chat-hf": "llava_llama_2" for size in ("7b", "13b")
+}
+
+
+def template_for(llm: str) -> str:
+    """The template's name that belongs to an LLM, by its hub id: what `template: auto` means.
+
+    Raises:
+        UserError: the LLM is none of the paper's.
+    """
+    if llm not in TEMPLATE_OF:
+        raise UserError(
+            f"template: auto knows the LLMs of the paper's ablation only, and {llm} is none of them.{nearest(llm, TEMPLATE_OF)} "
+            f"Name one of {', '.join(NAMES)}."
+        )
+    return TEMPLATE_OF[llm]
 
 
 def get_template(name: str) -> Template:
@@ -130,5 +202,5 @@ def get_template(name: str) -> Template:
         UserError: there is none; the message names the nearest.
     """
     if name not in TEMPLATES:
-        raise UserError(f"No template '{name}'.{nearest(name, TEMPLATES)} There are: {', '.join(TEMPLATES)}.")
+        raise UserError(f"No template '{name}'.{nearest(name, NAMES)} There are: {', '.join(NAMES)}.")
     return TEMPLATES[name]

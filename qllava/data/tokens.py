@@ -13,14 +13,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ..errors import UserError
 from .sample import Sample, Turn
-from .template import Begin, Image, Piece, Template, Text
+from .template import Begin, Image, Piece, Special, Start, Template, Text
 
 IMAGE = -200  # one image in `ids`
 IGNORE = -100  # no label
+AfterEos = Literal["current", "legacy", "4.31"]
 
 
 @dataclass(frozen=True)
@@ -35,27 +36,48 @@ class Tokens:
 
 
 class Encoder:
-    """Encodes text as a continuation, without special tokens and without a space of its own.
+    """Encodes text as the original's tokenizer would where it stands.
 
     Args:
         tokenizer: a transformers tokenizer, for its special ids and, where there is no SentencePiece model, its merges.
         model_file: the LLM's `tokenizer.model`, or None.
+        after_eos: how text right after a special token is encoded, which changed with the versions of transformers:
+            `current` as the continuation of what stands before (`USER:` is 11889, 29901; today's LLaVA, 4.37 and 5),
+            `legacy` as a fresh stretch (3148, 1001, 29901; `legacy=True`), `4.31` as a fresh stretch that loses its first
+            space (3308, 1001, 29901; likely what the released weights were trained with).
     """
 
-    def __init__(self, tokenizer: Any, model_file: Path | None = None) -> None:
+    def __init__(self, tokenizer: Any, model_file: Path | None = None, after_eos: AfterEos = "current") -> None:
         self.tokenizer = tokenizer
         self.model_file = model_file
+        self.after_eos = after_eos
         self.bos, self.eos = tokenizer.bos_token_id, tokenizer.eos_token_id
-        self._pieces = None
+        self.adds_bos = self.bos is not None and tokenizer("x").input_ids[:1] == [self.bos]
+        self._specials = {t for t in tokenizer.get_added_vocab() if t.strip()}
+        self._pieces = self._lead = None
         if model_file is not None:
-            self._pieces = _continuing(model_file)
+            self._pieces, spaced = _continuing(model_file)
         else:
-            self._lead = self._fast("\n") if self._fast("x") != self._fast("\nx")[-len(self._fast("x")) :] else []
+            alone = self._fast("x")
+            spaced = alone != self._fast("\nx")[-len(alone) :]
+            self._lead = self._fast("\n") if spaced else []
+        self.prefix = " " if spaced else ""  # what the tokenizer puts before a fresh stretch of text
 
     def _fast(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, start: Start = "inside") -> list[int]:
+        """Ids of text that stands `inside` other text, `fresh` after nothing or an image, or after a `special` token.
+
+        Special tokens written in it are text.
+        """
+        if start == "special":
+            if self.after_eos == "4.31":
+                return self._shorn(self._encode(self.prefix + text)) if self.prefix else self._encode(text)
+            start = "fresh" if self.after_eos == "legacy" else "inside"
+        return self._encode(self.prefix + text if start == "fresh" else text)
+
+    def _encode(self, text: str) -> list[int]:
         if not text:
             return []
         if self._pieces is not None:
@@ -67,15 +89,33 @@ class Encoder:
             raise UserError(f"The tokenizer joins a line break with {text[:20]!r}; give its folder a tokenizer.model.")
         return ids[len(self._lead) :]
 
+    def _shorn(self, ids: list[int]) -> list[int]:
+        """The ids without the space that the first one begins with."""
+        rest = self.tokenizer.convert_ids_to_tokens(ids[0]).removeprefix("▁")
+        if not rest:
+            return ids[1:]
+        known = self.tokenizer.get_vocab().get(rest)
+        return ([known] if known is not None else self._encode(rest)) + ids[1:]
 
-def _continuing(model_file: Path) -> Any:
-    """The SentencePiece model of that file, set to add no space in front."""
+    def special(self, token: str) -> int | None:
+        """The id of a special token by its name; None where the tokenizer has no such special token."""
+        return self.tokenizer.get_vocab()[token] if token in self._specials else None
+
+    @property
+    def specials(self) -> set[str]:
+        """The names of the tokenizer's special and added tokens."""
+        return self._specials
+
+
+def _continuing(model_file: Path) -> tuple[Any, bool]:
+    """The SentencePiece model of that file, set to add no space in front, and whether it would have added one."""
     import sentencepiece
     from sentencepiece import sentencepiece_model_pb2
 
     proto = sentencepiece_model_pb2.ModelProto.FromString(model_file.read_bytes())
+    spaced = proto.normalizer_spec.add_dummy_prefix
     proto.normalizer_spec.add_dummy_prefix = False
-    return sentencepiece.SentencePieceProcessor(model_proto=proto.SerializeToString())
+    return sentencepiece.SentencePieceProcessor(model_proto=proto.SerializeToString()), spaced
 
 
 def encode_pieces(pieces: Sequence[Piece], encoder: Encoder) -> Tokens:
@@ -83,12 +123,15 @@ def encode_pieces(pieces: Sequence[Piece], encoder: Encoder) -> Tokens:
     ids, labels = [], []
     for piece in pieces:
         match piece:
-            case Text(text=text):
-                new = encoder.encode(text)
+            case Text(text=text, start=start):
+                new = encoder.encode(text, start)
             case Image():
                 new = [IMAGE]
-            case Begin():
-                new = [] if encoder.bos is None else [encoder.bos]
+            case Begin(always=always):
+                new = [encoder.bos] if encoder.bos is not None and (always or encoder.adds_bos) else []
+            case Special(token=token):
+                known = encoder.special(token)
+                new = encoder.encode(token) if known is None else [known]
             case _:
                 new = [encoder.eos]
         ids += new

@@ -24,11 +24,11 @@ def turns(*texts: str) -> list[dict[str, str]]:
     return [{"from": ("human", "gpt")[i % 2], "value": t} for i, t in enumerate(texts)]
 
 
-def about_scene(rng: random.Random, easy: bool = False) -> list[dict[str, str]]:
+def about_scene(rng: random.Random) -> list[dict[str, str]]:
     """One to six questions about a scene told in words; short answers where the format prompt asks for them."""
-    scene, texts = world.sample(rng, 1 if easy else 3), []
+    scene, texts = world.sample(rng), []
     told = world.tell_enough(rng, scene)
-    if rng.random() < (0.3 if easy else 0.1):
+    if rng.random() < 0.1:
         return turns(f"{told}\nSay it in other words.", world.tell_enough(rng, scene))
     short = rng.random() < 0.8
     for i in range(rng.randint(1, 6)):
@@ -49,37 +49,36 @@ def about_emoji(rng: random.Random, emojis: list[Emoji]) -> list[dict[str, str]]
     return turns(f"What is {one.label} about?", f"It is about {', '.join(tags)}.")
 
 
-def repeat(rng: random.Random) -> list[dict[str, str]]:
-    """Saying words over again: what every reading of a text for an answer rests on."""
-    words = rng.choices([*world.SHAPES, *world.COLORS, *world.SIZES], k=rng.randint(2, 12))
-    return turns(f"Repeat: {' '.join(words)}", " ".join(words))
-
-
-def conversation(rng: random.Random, emojis: list[Emoji], easy: bool = False) -> list[dict[str, str]]:
-    """A scene told in words nearly always; what an emoji means, or a greeting, now and then. Easy: one thing, and repeating."""
-    if rng.random() < (0.35 if easy else 0.03):
-        return repeat(rng)
+def conversation(rng: random.Random, emojis: list[Emoji]) -> list[dict[str, str]]:
+    """A scene told in words nearly always; what an emoji means, or a greeting, now and then."""
     kind = rng.random()
     if kind < 0.9:
-        return about_scene(rng, easy)
+        return about_scene(rng)
     return about_emoji(rng, emojis) if kind < 0.98 else turns(*rng.choice(GREETINGS))
 
 
-def drill(rng: random.Random, negated: bool) -> list[tuple[str, bool]]:
-    """`red star. star? yes. blue? no. not red? no.` as pieces of text, each with whether it is an answer.
+def drill(rng: random.Random, negated: bool) -> tuple[str, list[tuple[str, str]]]:
+    """`red star`, and whether it is `star?` yes, `blue?` no, and, if `negated`, `not red?` no.
 
     Comparing two words is the hardest thing to learn here, and nothing teaches it faster than many comparisons a line.
     """
-    thing = rng.choice(list(world.COLORS)), rng.choice(world.SHAPES)
-    others = (
-        rng.choice([c for c in world.COLORS if c != thing[0]]),
-        rng.choice([s for s in world.SHAPES if s != thing[1]]),
-    )
-    pieces = [(f" {thing[0]} {thing[1]}.", False)]
-    for word in rng.sample([*thing, *others], 4):
+    color, shape = rng.choice(list(world.COLORS)), rng.choice(world.SHAPES)
+    asked = [color, shape, rng.choice([c for c in world.COLORS if c != color])]
+    asked.append(rng.choice([s for s in world.SHAPES if s != shape]))
+    rng.shuffle(asked)
+    questions = []
+    for word in asked:
         no = negated and rng.random() < 0.4
-        pieces += [(f" {'not ' * no}{word}?", False), (" yes" if (word in thing) != no else " no", True), (".", False)]
-    return pieces
+        questions.append((f"{'not ' * no}{word}?", "yes" if (word in (color, shape)) != no else "no"))
+    return f"{color} {shape}", questions
+
+
+def drill_in_chat(rng: random.Random, negated: bool) -> list[dict[str, str]]:
+    """A drill as a conversation, under the response-format prompt half of the time."""
+    told, questions = drill(rng, negated)
+    end = f"\n{world.SHORT}" * (rng.random() < 0.5)
+    first, *others = questions
+    return turns(f"{told}\n{first[0]}{end}", first[1], *(text for pair in others for text in pair))
 
 
 def about_one_thing(rng: random.Random, negated: bool = True) -> list[dict[str, str]]:

@@ -18,7 +18,6 @@ from pathlib import Path
 from . import corpus, emoji
 
 PARTS = ("vision_tower", "llm")
-PRACTICE_STEPS = 640
 
 
 def sentences(count: int = 40_000) -> Iterator[str]:
@@ -43,11 +42,8 @@ def train_part(part: str, out: Path, steps: int) -> None:
     from . import pretrain_language, pretrain_vision
 
     tokenizer = AutoTokenizer.from_pretrained(out / "llm")
-    if part == "vision_tower":
-        report = pretrain_vision.train(tokenizer, out / part, steps)
-    else:
-        report = {"reading": pretrain_language.train(tokenizer, out / part, steps)} if steps else {}
-        report["practice"] = pretrain_language.practice(tokenizer, out / part, PRACTICE_STEPS)
+    train = pretrain_vision.train if part == "vision_tower" else pretrain_language.train
+    report = train(tokenizer, out / part, steps)
     (out / part / "pretraining.json").write_text(json.dumps(report, indent=2) + "\n")
 
 
@@ -55,7 +51,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--vision-steps", type=int, default=4000)
-    parser.add_argument("--language-steps", type=int, default=3000)
+    parser.add_argument("--language-steps", type=int, default=1800)
     parser.add_argument("--part", choices=PARTS, help="train this part alone, with the tokenizer that is there")
     args = parser.parse_args()
     steps = {"vision_tower": args.vision_steps, "llm": args.language_steps}

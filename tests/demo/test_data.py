@@ -5,9 +5,14 @@ from __future__ import annotations
 import json
 import random
 
+import pytest
+
+from qllava.data.processing import load_tokenizer
 from qllava.data.sample import read_samples
+from qllava.data.tokens import Encoder
 from qllava.demo import captions, corpus, easyvqa, emoji, world
-from qllava.demo.pretrain_language import TEMPLATE
+from qllava.demo.pretrain_language import LESSONS, OTHER_WEIGHT, TEMPLATE, row
+from qllava.model.build import EMBEDDED
 
 
 def test_easy_vqa_is_whole(tmp_path):
@@ -96,20 +101,38 @@ def test_captions_are_a_llava_json(tmp_path):
 def test_the_llm_reads_text_alone():
     rng, emojis = random.Random(4), [e for e, _ in emoji.load()]
     for _ in range(300):
-        talk = corpus.conversation(rng, emojis, easy=rng.random() < 0.5)
+        talk = corpus.conversation(rng, emojis)
         assert not any("<image>" in t["value"] for t in talk) and len(talk) % 2 == 0
     assert TEMPLATE.name == "vicuna_v1"
 
 
-def test_drills_ask_for_what_stands_there():
-    rng = random.Random(5)
+@pytest.mark.parametrize("negated", [True, False])
+def test_drills_ask_for_what_stands_there(negated):
+    rng, seen = random.Random(5), set()
     for _ in range(500):
-        (listed, _), *rest = corpus.drill(rng, negated=True)
-        words = listed.strip(" .").split()
-        for (asked, is_answer), (answer, supervised) in zip(rest[::3], rest[1::3], strict=True):
-            assert supervised and not is_answer
-            there = asked.strip(" ?").removeprefix("not ") in words
-            assert (answer == " yes") == (there != asked.startswith(" not "))
+        told, questions = corpus.drill(rng, negated)
+        assert len({q.strip("?").removeprefix("not ") for q, _ in questions}) == 4  # nothing is asked for twice
+        for question, answer in questions:
+            there = question.strip("?").removeprefix("not ") in told.split()
+            assert (answer == "yes") == (there != question.startswith("not "))
+            seen.add((question.startswith("not "), answer))
+    assert len(seen) == (4 if negated else 2)
+
+
+def test_a_drill_in_chat_holds_the_drill():
+    talk = corpus.drill_in_chat(random.Random(3), True)
+    told, questions = corpus.drill(random.Random(3), True)
+    assert talk[0]["value"].startswith(f"{told}\n{questions[0][0]}") and talk[-1]["value"] == questions[-1][1]
+
+
+def test_every_lesson_makes_rows_that_weigh_answers():
+    encoder = Encoder(*load_tokenizer(str(EMBEDDED / "llm")))
+    rng, emojis = random.Random(8), [e for e, _ in emoji.load()][:20]
+    assert LESSONS[-1].end == 1.0 and [each.end for each in LESSONS] == sorted(each.end for each in LESSONS)
+    for lesson in LESSONS:
+        for _ in range(40):
+            ids, weights = row(rng, emojis, encoder, lesson)
+            assert len(ids) == len(weights) and max(weights[1:]) in (1.0, OTHER_WEIGHT)
 
 
 def test_practice_asks_only_what_is_told():
