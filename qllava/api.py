@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .artifact.manifest import Manifest
     from .recipe import Recipe
     from .serve.chat import Chat
+    from .train.inspect import Inspection
     from .train.run import Result
 
 Source = str | Path
@@ -28,16 +29,47 @@ Source = str | Path
 
 def train(recipe: Source | Recipe, overrides: Sequence[str] = (), resume: bool = False) -> Result:
     """Runs a recipe: a YAML file, a shipped recipe's name, or a `Recipe`. See `qllava.train.run.train`."""
-    from .recipe import Recipe, load_recipe, resolve_recipe
-
-    resolved = (
-        resolve_recipe(recipe.model_dump(exclude_unset=True), overrides)
-        if isinstance(recipe, Recipe)
-        else load_recipe(recipe, overrides)
-    )
+    resolved = _resolve(recipe, overrides)
     from .train.run import train as run
 
     return run(resolved, resume)
+
+
+def _resolve(recipe: Source | Recipe, overrides: Sequence[str]) -> Recipe:
+    from .recipe import Recipe, load_recipe, resolve_recipe
+
+    if isinstance(recipe, Recipe):
+        return resolve_recipe(recipe.model_dump(exclude_unset=True), overrides)
+    return load_recipe(recipe, overrides)
+
+
+def check(recipe: Source | Recipe, overrides: Sequence[str] = (), processes: int | None = None) -> dict[str, Any]:
+    """What a run would meet in its data, before any weight is read. See `qllava.train.check.check`."""
+    resolved = _resolve(recipe, overrides)
+    from .train.check import check as run
+
+    return run(resolved, processes)
+
+
+def inspect(recipe: Source | Recipe | None = None, overrides: Sequence[str] = (), **options: Any) -> Inspection:
+    """Samples as the model gets them: of a recipe, or with `data`, `tokenizer`, `template`. See `qllava.train.inspect`."""
+    from .errors import UserError
+
+    if recipe is not None and options:
+        raise UserError(f"The recipe says {', '.join(options)} itself; write key=value to change it.")
+    if recipe is not None:
+        resolved = _resolve(recipe, overrides)
+        from .train.inspect import of_recipe
+
+        return of_recipe(resolved)
+    lacking = [f"--{name}" for name in ("data", "tokenizer", "template") if name not in options]
+    if lacking:
+        raise UserError(
+            f"Name a recipe, or a file with --data, --tokenizer and --template; lacking: {', '.join(lacking)}."
+        )
+    from .train.inspect import of_file
+
+    return of_file(**options)
 
 
 def merge(

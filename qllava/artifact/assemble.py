@@ -27,7 +27,7 @@ def assemble(
     parts = Parts(vision_tower=vision_tower, llm=llm)
     processing = load_processing(parts, template, image_aspect_ratio)
     manifest = Manifest(
-        kind="base", holds="model", template=template, image_aspect_ratio=image_aspect_ratio, dtype=dtype,
+        kind="base", holds="model", template=processing.template.name, image_aspect_ratio=image_aspect_ratio, dtype=dtype,
         report={"parts": parts.model_dump(), "fingerprint": fingerprint(sources(parts))},
     )  # fmt: skip
     with writing(Path(out), manifest) as partial:

@@ -113,18 +113,27 @@ def load(
         return Loaded(model, load_processing(str(source), "vicuna_v1", "pad"), None)
     manifest = read_manifest(folder)
     verify_quick(folder)
-    template = "vicuna_v1" if manifest.template == "plain" else manifest.template  # `plain` cannot hold a question
     if manifest.holds == "model":
         if base is not None:
             raise UserError(f"{folder} is a whole model; --base goes with an adapter.")
         model = load_model(str(folder), pick_dtype(dtype, device), device)
-        return Loaded(model, load_processing(str(folder), template, manifest.image_aspect_ratio), manifest)
+        return Loaded(model, processing_of(manifest, str(folder)), manifest)
     source_base = base_of(manifest, base)
     # as it was trained, unless this machine cannot: a dtype of a GPU is slow on a CPU but right
     kept = pick_dtype(manifest.dtype or "auto", device) if dtype == "auto" else pick_dtype(dtype, device)
     model = load_model(source_base, kept, device, quantization_of(manifest))
     model = put_adapter(model, folder).eval()
-    return Loaded(model, load_processing(source_base, template, manifest.image_aspect_ratio), manifest)
+    return Loaded(model, processing_of(manifest, source_base), manifest)
+
+
+def processing_of(manifest: Manifest, base: str | Parts, keep_plain: bool = False) -> Processing:
+    """Inputs as the artifact's manifest says, with the tokenizer and the image processor of `base`.
+
+    Args:
+        keep_plain: leave the template `plain` of stage 1, which cannot hold a question; else it becomes `vicuna_v1`.
+    """
+    template = "vicuna_v1" if manifest.template == "plain" and not keep_plain else manifest.template
+    return load_processing(base, template, manifest.image_aspect_ratio, manifest.after_eos, manifest.exif_transpose)
 
 
 def quantization_of(manifest: Manifest) -> Quantization | None:

@@ -46,6 +46,8 @@ class Manifest(BaseModel):
     holds: Literal["adapter", "model"]  # what the weights are: parts to put on a base, or a whole model
     template: str
     image_aspect_ratio: Literal["pad", "square"]
+    after_eos: Literal["current", "legacy", "4.31"] = "current"
+    exif_transpose: bool = True
     base: Base | None = None
     tune: str | None = None
     dtype: str | None = None  # in which frozen weights were held, and the computation done

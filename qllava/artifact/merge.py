@@ -12,12 +12,12 @@ from pathlib import Path
 import torch
 
 from ..errors import UserError
-from ..model.build import load_model, load_processing
+from ..model.build import load_model
 from ..model.device import dtype_of, pick_device, pick_dtype
 from ..model.quantize import dequantize
 from ..model.whole import save_whole
 from .adapter import put_adapter
-from .load import base_of, find_artifact, quantization_of
+from .load import base_of, find_artifact, processing_of, quantization_of
 from .manifest import Manifest, verify, writing
 
 TARGETS = ("bf16", "bf16-dequantized")
@@ -63,12 +63,14 @@ def merge(
     model = put_adapter(model, folder)
     if hasattr(model, "merge_and_unload"):
         model = model.merge_and_unload()
-    processing = load_processing(source, manifest.template, manifest.image_aspect_ratio)
+    processing = processing_of(manifest, source, keep_plain=True)
     merged = Manifest(
         kind="model",
         holds="model",
         template=manifest.template,
         image_aspect_ratio=manifest.image_aspect_ratio,
+        after_eos=manifest.after_eos,
+        exif_transpose=manifest.exif_transpose,
         tune=manifest.tune,
         dtype=dtype,
         recipe=manifest.recipe,

@@ -1,69 +1,171 @@
-"""LLaVA JSON files to a `datasets.Dataset` that decodes images and encodes text only when a row is asked for.
+"""A recipe's sources to a `datasets.Dataset` that decodes images and encodes text only when a row is asked for.
 
-In: the recipe's sources. Out: a dataset whose rows are features of `Processing.sample`. Every row is parsed, and every
-image's file looked up, before the first is used, so that a run does not die of a bad row in its tenth hour.
+In: the recipe's sources. Out: a dataset whose rows are features of `Processing.sample`, and what was left out. Every row is
+parsed, and every image's file looked up, before the first is used, so that a run does not die of a bad row in its tenth hour.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import Dataset, concatenate_datasets
 
+from .. import console
 from ..errors import UserError
-from ..recipe.schema import Source
+from ..recipe.schema import Recipe, Source
 from .image import resolve
+from .mixture import choose
 from .processing import Processing
-from .sample import Sample, Turn, read_samples
-from .template import Template
+from .rows import from_columns, rows_of
+from .template import OWN, Template
+
+STRICT = ("plain", OWN)  # templates that refuse conversations
 
 
-def columns(sample: Sample, root: Path) -> dict[str, Any]:
-    """A sample as a row with a stable schema (text-only rows have an empty list of images)."""
-    return {
-        "id": sample.id,
-        "root": str(root),
-        "images": list(sample.images),
-        "turns": [{"role": t.role, "text": t.text, "images": t.images} for t in sample.turns],
-    }
+@dataclass(frozen=True)
+class Bad:
+    """A sample that cannot be used."""
+
+    source: str
+    where: str  # file and number
+    id: str
+    reason: str
 
 
-def from_columns(row: dict[str, Any]) -> tuple[Sample, Path]:
-    """The inverse of `columns`."""
-    turns = tuple(Turn(t["role"], t["text"], t["images"]) for t in row["turns"])
-    return Sample(row["id"], tuple(row["images"]), turns), Path(row["root"])
+@dataclass
+class Selection:
+    """The samples of a run."""
+
+    rows: Dataset  # as `rows.columns` makes them
+    dropped: list[Bad] = field(default_factory=list)
+    taken: list[int] = field(default_factory=list)  # of each source
 
 
-def read_sources(sources: Sequence[Source], template: Template | None = None) -> Dataset:
-    """All samples of all sources, in order, as undecoded rows.
+def survey(table: Dataset, template: Template | None) -> dict[int, str]:
+    """Rows that cannot be used, and why: malformed, not fit for the template, or with an image that is not there.
+
+    Nothing is decoded, and rows are only looked at one by one where something is wrong, so that half a million of them take
+    seconds.
 
     Args:
+        table: as `rows.rows_of` gives it.
         template: what every sample must be fit for, if it is to be trained on.
+    """
+    columns = table.data
+    bad = {i: columns["error"][i].as_py() for i in _where(pc.not_equal(columns["error"], ""))}
+    if template is not None:
+        for i in _where(pc.invert(columns["answered"])):
+            bad.setdefault(i, _named(table[i], "it has no answer to learn from (no gpt turn after a human one)."))
+        if template.name in STRICT:
+            for i, row in enumerate(each(table)):
+                try:
+                    if i not in bad:
+                        template.pieces(from_columns(row)[0].turns)
+                except UserError as error:
+                    bad[i] = _named(row, str(error))
+    missing = _missing(columns)
+    for i, row in enumerate(each(table) if missing else ()):
+        reasons = [missing[key] for image in row["images"] if (key := (row["root"], image["path"])) in missing]
+        if reasons:
+            bad.setdefault(i, _named(row, reasons[0]))
+    return bad
+
+
+def _where(mask: pa.ChunkedArray) -> list[int]:
+    return pc.indices_nonzero(mask).to_pylist()
+
+
+def _named(row: dict[str, Any], reason: str) -> str:
+    return f"{row['where']} (id {row['id']!r}): {reason}"
+
+
+def each(table: Dataset) -> Iterator[dict[str, Any]]:
+    """The table's rows as dictionaries, read a thousand at a time."""
+    for batch in table.iter(batch_size=1000):
+        for values in zip(*batch.values(), strict=True):
+            yield dict(zip(batch, values, strict=True))
+
+
+def _missing(columns: pa.Table) -> dict[tuple[str, str], str]:
+    """Images, as root and path, whose file cannot be had, and why. Each different one is looked up once."""
+    wrong = {}
+    for root in pc.unique(columns["root"]).to_pylist():
+        mine = columns["images"].filter(pc.equal(columns["root"], root))
+        paths = pc.unique(pc.struct_field(pc.list_flatten(mine), "path")).to_pylist() if len(mine) else []
+        for path in paths:
+            if path is None or (not path.startswith("/") and ".." not in path and Path(root, path).is_file()):
+                continue
+            try:
+                resolve(path, Path(root))
+            except UserError as error:
+                wrong[root, path] = str(error)
+    return wrong
+
+
+def refuse(bad: Sequence[Bad]) -> None:
+    """Raises `UserError` that names the first bad samples, if there is one."""
+    if bad:
+        shown = "\n".join(f"  - {b.reason}" for b in bad[:5])
+        more = f"\n  - and {len(bad) - 5:,} more; `qllava check` lists them all." if len(bad) > 5 else ""
+        raise UserError(
+            f"{len(bad):,} sample{'s' * (len(bad) > 1)} cannot be used:\n{shown}{more}\n"
+            "Mend the data, or leave such samples out with on_bad=drop."
+        )
+
+
+def select(recipe: Recipe, processing: Processing) -> Selection:
+    """The samples that the recipe takes of its sources, in the sources' order.
+
+    With `on_bad: drop` or `report`, everything is decoded and encoded once before, so that nothing bad is met later.
 
     Raises:
-        UserError: a file is missing or no LLaVA JSON, a sample is malformed or has no answer, an image is missing.
+        UserError: a source cannot be read, a sample is bad and `on_bad` is `error`, or nothing is left.
     """
+    tables = [rows_of(source) for source in recipe.data]
+    dropped: list[Bad] = []
+    for i, (source, table) in enumerate(zip(recipe.data, tables, strict=True)):
+        if recipe.on_bad == "error":
+            bad = survey(table, processing.template)
+        else:
+            from .audit import audit
 
-    def rows() -> Iterator[dict[str, Any]]:
-        for source in sources:
-            path = Path(source.path)
-            root = path.parent / source.image_root
-            for sample in read_samples(path):
-                try:
-                    for image in sample.images:
-                        resolve(image, root)
-                    if template is not None:
-                        template.pieces(sample.turns)
-                        if not any(t.role == "assistant" for t in sample.turns):
-                            raise UserError("it has no answer to learn from (no gpt turn after a human one).")
-                except UserError as error:
-                    raise UserError(f"{path.name}, sample {sample.id!r}: {error}") from None
-                yield columns(sample, root)
+            bad = audit(table, processing, recipe.max_length, title=source.path).bad
+        if bad:
+            rows = table.select(sorted(bad))
+            dropped += [
+                Bad(source.path, r["where"], r["id"], bad[j]) for j, r in zip(sorted(bad), each(rows), strict=True)
+            ]
+            tables[i] = table.select([j for j in range(len(table)) if j not in bad])
+    if recipe.on_bad == "error":
+        refuse(dropped)
+    elif dropped:
+        console.note(f"{len(dropped):,} samples cannot be used and are left out; the artifact lists them.")
+        if recipe.on_bad == "report":
+            for one in dropped:
+                console.note(f"  - {one.reason}")
+    for source, table in zip(recipe.data, tables, strict=True):
+        if not len(table):
+            raise UserError(f"No sample of {source.path} can be used.")
+    return mix(tables, recipe.data, recipe.subset, recipe.seed, dropped)
 
-    return Dataset.from_list(list(rows()))
+
+def mix(
+    tables: Sequence[Dataset], sources: Sequence[Source], subset: float, seed: int, dropped: list[Bad]
+) -> Selection:
+    """What `mixture.choose` takes of the tables, as one dataset."""
+    taken = choose([list(t["kind"]) for t in tables], sources, subset, seed)
+    if all(len(t) == len(n) and n == list(range(len(t))) for t, n in zip(tables, taken, strict=True)):
+        chosen = list(tables)
+    else:
+        chosen = [t.select(n) for t, n in zip(tables, taken, strict=True)]
+    rows = concatenate_datasets(chosen) if len(chosen) > 1 else chosen[0]
+    return Selection(rows, dropped, [len(n) for n in taken])
 
 
 def features(batch: dict[str, list], processing: Processing, max_length: int) -> dict[str, list]:
@@ -71,12 +173,15 @@ def features(batch: dict[str, list], processing: Processing, max_length: int) ->
     out: dict[str, list] = {"input_ids": [], "labels": [], "pixel_values": []}
     for i in range(len(batch["id"])):
         sample, root = from_columns({k: v[i] for k, v in batch.items()})
-        for key, value in processing.sample(sample, root, max_length).items():
+        try:
+            made = processing.sample(sample, root, max_length)
+        except UserError as error:
+            raise UserError(f"{batch['where'][i]} (id {sample.id!r}): {error}") from None
+        for key, value in made.items():
             out[key].append(value)
     return out
 
 
-def training_set(sources: Sequence[Source], processing: Processing, max_length: int) -> Dataset:
-    """The rows of `read_sources`, turned into features when they are read."""
-    transform = functools.partial(features, processing=processing, max_length=max_length)
-    return read_sources(sources, processing.template).with_transform(transform)
+def training_set(rows: Dataset, processing: Processing, max_length: int) -> Dataset:
+    """The rows of a `Selection`, turned into features when they are read."""
+    return rows.with_transform(functools.partial(features, processing=processing, max_length=max_length))

@@ -6,6 +6,11 @@ process_images) at c121f04, checked element by element in tests/conformance/test
 
 from __future__ import annotations
 
+import io
+import struct
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +20,11 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from ..errors import UserError
 
 ASPECTS = ("pad", "square")
+DEEP = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")  # Pillow's modes of more than 8 bits a channel
+BROKEN = (
+    OSError, SyntaxError, ValueError, EOFError, NotImplementedError, MemoryError, struct.error, Image.DecompressionBombError,
+)  # fmt: skip  # what Pillow raises for damaged files
+Ref = str | bytes  # an image as a sample names it: a path under the image root, or a whole file's bytes
 
 
 def resolve(path: str, root: Path) -> Path:
@@ -35,21 +45,69 @@ def resolve(path: str, root: Path) -> Path:
     return file
 
 
-def open_image(file: Path) -> Image.Image:
-    """The file's (first) picture as RGB, turned as its EXIF says.
+def read_image(ref: Ref, root: Path, exif: bool = True) -> Image.Image:
+    """The image that a sample names, as `open_image` gives it."""
+    return open_image(resolve(ref, root) if isinstance(ref, str) else ref, exif)
+
+
+def open_image(file: Path | bytes, exif: bool = True) -> Image.Image:
+    """The file's (first) picture as RGB.
+
+    Alpha is dropped and palettes, grey levels and CMYK are converted as Pillow's `convert("RGB")` does, like the original.
+
+    Args:
+        exif: turn the picture as its EXIF says. The original does not; phones' photos lie on their side without it.
 
     Raises:
-        UserError: it is missing, is not an image, is damaged, or is a decompression bomb.
+        UserError: it is missing, is not an image, is damaged, has more than 8 bits a channel, or is a decompression bomb.
     """
+    with _opened(file) as image:
+        image = ImageOps.exif_transpose(image) if exif else image
+        return image.convert("RGB")
+
+
+def check_image(ref: Ref, root: Path) -> tuple[int, int]:
+    """Width and height, after decoding the whole file, a JPEG at an eighth of its size, which is quicker.
+
+    Raises:
+        UserError: `open_image` or `to_square` would refuse it.
+    """
+    with _opened(resolve(ref, root) if isinstance(ref, str) else ref) as image:
+        size = image.size
+        if image.format == "JPEG":
+            image.draft(image.mode, (max(1, size[0] // 8), max(1, size[1] // 8)))
+        image.load()
+    check_size(*size)
+    return size
+
+
+@contextmanager
+def _opened(file: Path | bytes) -> Iterator[Image.Image]:
+    """The opened file; whatever goes wrong with it inside the block is a `UserError` that names it."""
+    name = f"An image of {len(file)} bytes" if isinstance(file, bytes) else str(file)
     try:
-        with Image.open(file) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # twice as many pixels are an error
+            with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
+                if image.mode in DEEP:
+                    raise UserError(
+                        f"{name} has more than 8 bits a channel (mode {image.mode}), which Pillow would clip to white. "
+                        "Convert it to 8 bits with the window that matters."
+                    )
+                yield image
     except FileNotFoundError:
-        raise UserError(f"No image at {file}.") from None
+        raise UserError(f"No image at {name}.") from None
     except UnidentifiedImageError:
-        raise UserError(f"{file} is not an image that Pillow can read.") from None
-    except (OSError, SyntaxError, ValueError, NotImplementedError, MemoryError, Image.DecompressionBombError) as error:
-        raise UserError(f"{file} cannot be decoded: {error}") from None
+        raise UserError(f"{name} is not an image that Pillow can read.") from None
+    except BROKEN as error:
+        raise UserError(f"{name} cannot be decoded: {error}") from None
+
+
+def check_size(width: int, height: int) -> None:
+    """Raises `UserError` for a picture that would be a decompression bomb once it is padded to a square."""
+    edge = max(width, height)
+    if Image.MAX_IMAGE_PIXELS and edge * edge > 4 * Image.MAX_IMAGE_PIXELS:
+        raise UserError(f"An image of {width} by {height} pixels is too long to be padded to a square.")
 
 
 def to_square(image: Image.Image, color: tuple[int, int, int]) -> Image.Image:
@@ -57,9 +115,8 @@ def to_square(image: Image.Image, color: tuple[int, int, int]) -> Image.Image:
     width, height = image.size
     if width == height:
         return image
+    check_size(width, height)
     edge = max(width, height)
-    if edge * edge > 4 * (Image.MAX_IMAGE_PIXELS or edge * edge):
-        raise UserError(f"An image of {width} by {height} pixels is too long to be padded to a square.")
     square = Image.new("RGB", (edge, edge), color)
     square.paste(image, ((edge - width) // 2, (edge - height) // 2))
     return square

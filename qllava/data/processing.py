@@ -15,10 +15,13 @@ import torch
 from PIL import Image
 
 from ..errors import UserError
-from .image import open_image, resolve, to_pixels
+from .chat_template import chat_template
+from .image import read_image, to_pixels
 from .sample import Sample, Turn
-from .template import Template
-from .tokens import Encoder, encode_prompt, encode_sample
+from .template import OWN, Special, Template, get_template
+from .tokens import Encoder, Tokens, encode_prompt, encode_sample
+
+STOPS = {"v0": "###"}
 
 
 @dataclass
@@ -32,11 +35,32 @@ class Processing:
     image_tokens: int  # tokens that one image takes: (edge / patch)²
     image_token_id: int  # the id that stands for one of them in the model's vocabulary
     pad_token_id: int
+    exif: bool = True  # pictures are turned as their EXIF says
+
+    @property
+    def end_ids(self) -> list[int]:
+        """Ids that end an answer: the tokenizer's end token, and the template's where it closes answers with another."""
+        turns = (Turn("user", "x"), Turn("assistant", "y"))
+        try:
+            closing = [p for p in self.template.pieces(turns) if isinstance(p, Special) and p.supervised]
+        except UserError:  # `plain`, which holds no question
+            closing = []
+        own = [self.encoder.special(p.token) for p in closing]
+        return list(dict.fromkeys(i for i in (self.encoder.eos, *own) if i is not None))
+
+    @property
+    def stop(self) -> str | None:
+        """Text that ends an answer where no special token does."""
+        return STOPS.get(self.template.name)
+
+    def tokens(self, sample: Sample, max_length: int | None) -> Tokens:
+        """Ids and labels of a training sample, an image as one -200."""
+        return encode_sample(sample, self.template, self.encoder, self.image_tokens, max_length)
 
     def sample(self, sample: Sample, root: Path, max_length: int | None) -> dict[str, Any]:
         """Features of a training sample: lists `input_ids` and `labels`, and `pixel_values` [images, 3, edge, edge] or None."""
-        tokens = encode_sample(sample, self.template, self.encoder, self.image_tokens, max_length)
-        images = [open_image(resolve(path, root)) for path in sample.images]
+        tokens = self.tokens(sample, max_length)
+        images = [read_image(ref, root, self.exif) for ref in sample.images]
         return {"input_ids": tokens.ids, "labels": tokens.labels, "pixel_values": self.pixels(images)}
 
     def prompt(self, turns: Sequence[Turn], images: Sequence[Image.Image] = ()) -> dict[str, Any]:
@@ -71,6 +95,15 @@ def load_tokenizer(source: str, revision: str | None = None) -> tuple[Any, Path 
     except (OSError, ValueError) as error:
         raise UserError(f"No tokenizer in {source}: {str(error).splitlines()[0]}") from None
     return tokenizer, Path(model_file) if model_file else None
+
+
+def make_template(name: str, tokenizer: Any) -> Template:
+    """The template of that name; `chat_template` is the tokenizer's own.
+
+    Raises:
+        UserError: there is no such template.
+    """
+    return chat_template(tokenizer) if name == OWN else get_template(name)
 
 
 def load_image_processor(source: str) -> Any:

@@ -7,6 +7,7 @@ whose turns hold plain text, with the images of a turn counted apart, so that no
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ class Turn:
 @dataclass(frozen=True)
 class Sample:
     id: str
-    images: tuple[str, ...]  # paths under the image root
+    images: tuple[str | bytes, ...]  # paths under the image root, or whole files
     turns: tuple[Turn, ...]
 
 
@@ -50,6 +51,8 @@ def parse(row: Any, where: str = "sample") -> Sample:
     if not isinstance(row, dict):
         raise UserError(f"{where} is {type(row).__name__}, not an object with 'conversations'.")
     name = str(row.get("id", where))
+    if not is_text(name):
+        raise UserError(f"{where}: its id holds half of a surrogate pair, which is no character.")
     where = f"{where} (id {row['id']!r})" if "id" in row else where
     images = _images(row, where)
     talk = row.get("conversations")
@@ -76,19 +79,23 @@ def parse(row: Any, where: str = "sample") -> Sample:
     return Sample(name, images, tuple(turns))
 
 
-def _images(row: dict, where: str) -> tuple[str, ...]:
-    """The paths under `image` (the original's key) or `images`; null and an empty list are no image."""
+def _images(row: dict, where: str) -> tuple[str | bytes, ...]:
+    """The images under `image` (the original's key) or `images`; null and an empty list are no image."""
     found = []
     for key in ("image", "images"):
         value = row.get(key)
-        paths = [value] if isinstance(value, str) else [] if value is None else value
-        if not isinstance(paths, list) or not all(isinstance(p, str) and p and "\0" not in p for p in paths):
+        refs = [value] if isinstance(value, str | bytes) else [] if value is None else value
+        if not isinstance(refs, list) or not all(map(_is_ref, refs)):
             raise UserError(f"{where}: '{key}' must be a path or a list of paths, not {str(value)[:60]!r}.")
-        if paths:
-            found.append(tuple(paths))
+        if refs:
+            found.append(tuple(refs))
     if len(set(found)) > 1:
         raise UserError(f"{where}: 'image' and 'images' name different files; keep one of them.")
     return found[0] if found else ()
+
+
+def _is_ref(value: Any) -> bool:
+    return isinstance(value, bytes) or (isinstance(value, str) and bool(value) and "\0" not in value and is_text(value))
 
 
 def is_text(text: str) -> bool:
@@ -109,30 +116,83 @@ def _turn(turn: Any, where: str, multimodal: bool) -> Turn:
     return Turn(role, text.replace(PLACEHOLDER, "").strip(), text.count(PLACEHOLDER))
 
 
-def read_rows(path: Path) -> list[dict]:
-    """The objects of a LLaVA JSON (one list) or JSONL (one object a line).
+def iter_rows(path: Path) -> Iterator[Any]:
+    """The values of a LLaVA JSON (one list) or JSONL (one object a line), one at a time.
+
+    A line of a JSONL that is no JSON is given as the `UserError` that says so, and the next one follows.
 
     Raises:
         UserError: the file is missing, or is neither.
     """
     if not path.is_file():
         raise UserError(f"No data file at {path}.")
+    if path.suffix.lower() == ".jsonl":
+        yield from _lines(path)
+        return
     try:
         text = path.read_text(encoding="utf-8-sig")
-        if path.suffix.lower() == ".jsonl":
-            rows = [json.loads(line) for line in text.split("\n") if line.strip()]
-        else:
-            rows = json.loads(text)
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise UserError(f"{path} is not valid JSON: {error}.") from None
-    if not isinstance(rows, list):
-        raise UserError(f"{path} holds {type(rows).__name__}, not a list of samples, so it is not a LLaVA JSON.")
-    if not rows:
+    yield from _items(text, path)
+
+
+def _lines(path: Path) -> Iterator[Any]:
+    empty = True
+    with path.open("rb") as file:  # bytes, so that only line feeds end a line
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            empty = False
+            try:
+                yield json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+            except (ValueError, RecursionError) as error:
+                yield UserError(f"{path.name}, line {number} is not valid JSON: {error}.")
+    if empty:
         raise UserError(f"{path} holds no samples.")
-    return rows
+
+
+SPACE = re.compile(r"[ \t\n\r]*")
+
+
+def _items(text: str, path: Path) -> Iterator[Any]:
+    """The items of a JSON list, decoded one by one: a list of 665,298 samples as objects would take gigabytes."""
+    decoder, at = json.JSONDecoder(), SPACE.match(text).end()
+
+    def no_json(reason: object) -> UserError:
+        return UserError(f"{path} is not valid JSON: {reason}.")
+
+    if text[at : at + 1] != "[":
+        try:
+            value = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise no_json(error) from None
+        raise UserError(f"{path} holds {type(value).__name__}, not a list of samples, so it is not a LLaVA JSON.")
+    at = SPACE.match(text, at + 1).end()
+    if text[at : at + 1] == "]":
+        raise UserError(f"{path} holds no samples.")
+    while True:
+        try:
+            value, at = decoder.raw_decode(text, at)
+        except (ValueError, RecursionError) as error:
+            raise no_json(error) from None
+        yield value
+        at = SPACE.match(text, at).end()
+        if text[at : at + 1] == "]":
+            break
+        if text[at : at + 1] != ",":
+            raise no_json(f"expected a comma or the list's end at character {at}")
+        at = SPACE.match(text, at + 1).end()
+    if SPACE.match(text, at + 1).end() != len(text):
+        raise no_json(f"more follows after the list's end at character {at}")
 
 
 def read_samples(path: Path) -> Iterator[Sample]:
-    """Every sample of a LLaVA JSON or JSONL file, in order."""
-    for i, row in enumerate(read_rows(path)):
+    """Every sample of a LLaVA JSON or JSONL file, in order.
+
+    Raises:
+        UserError: the file is missing or is neither, or one of them is no LLaVA sample.
+    """
+    for i, row in enumerate(iter_rows(path)):
+        if isinstance(row, UserError):
+            raise row
         yield parse(row, f"{path.name}, sample {i + 1}")

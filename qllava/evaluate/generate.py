@@ -28,13 +28,15 @@ def generate(
     inputs = {k: v.to(loaded.device) for k, v in batch.items()}
     if "pixel_values" in inputs:
         inputs["pixel_values"] = inputs["pixel_values"].to(vision_dtype(loaded.model))
-    end = loaded.processing.encoder.eos
+    ends, stop = loaded.processing.end_ids, loaded.processing.stop
+    if stop is not None:
+        options |= {"stop_strings": [stop], "tokenizer": loaded.processing.encoder.tokenizer}
     out = loaded.model.generate(
-        **inputs, do_sample=False, num_beams=1, max_new_tokens=max_new_tokens, eos_token_id=end,
+        **inputs, do_sample=False, num_beams=1, max_new_tokens=max_new_tokens, eos_token_id=ends,
         pad_token_id=loaded.processing.pad_token_id, **options,
     )  # fmt: skip
     answers = out[:, inputs["input_ids"].shape[1] :].tolist()
-    return [ids[: ids.index(end)] if end in ids else ids for ids in answers]
+    return [ids[: next((i for i, t in enumerate(ids) if t in ends), None)] for ids in answers]
 
 
 def vision_dtype(model: torch.nn.Module) -> torch.dtype:
@@ -43,7 +45,10 @@ def vision_dtype(model: torch.nn.Module) -> torch.dtype:
 
 
 def decode(loaded: Loaded, ids: Sequence[int]) -> str:
-    return loaded.processing.encoder.tokenizer.decode(ids, skip_special_tokens=True).strip()
+    text = loaded.processing.encoder.tokenizer.decode(ids, skip_special_tokens=True)
+    if loaded.processing.stop is not None:
+        text = text.split(loaded.processing.stop)[0]
+    return text.strip()
 
 
 def answer_all(

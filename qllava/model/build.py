@@ -15,9 +15,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, CLIPVisionModel, Gene
 from transformers import LlavaForConditionalGeneration as Llava
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
-from ..data.processing import Processing, load_image_processor, load_tokenizer
-from ..data.template import get_template
-from ..data.tokens import Encoder
+from ..data.processing import Processing, load_image_processor, load_tokenizer, make_template
+from ..data.template import template_for
+from ..data.tokens import AfterEos, Encoder
 from ..errors import UserError
 from ..recipe.schema import Parts, Quantization
 from . import quantize
@@ -42,6 +42,11 @@ def sources(base: str | Parts) -> list[str]:
     """The folders or hub ids that the base's weights come from."""
     base = locate(base)
     return [base] if isinstance(base, str) else [base.vision_tower, base.llm]
+
+
+def llm_of(base: str | Parts) -> str:
+    """The base's LLM, as it was named; of a whole LLaVA, the whole."""
+    return base if isinstance(base, str) else base.llm
 
 
 def portable(base: str | Parts) -> str | dict[str, Any]:
@@ -114,7 +119,7 @@ def _from_pretrained(kind: type, source: str, **options: Any) -> Any:
 
 
 def _load_whole(source: str, dtype: torch.dtype, device: torch.device, quantization: Quantization | None) -> Llava:
-    config = _config(source)
+    config = read_config(source)
     if config.model_type != "llava":
         raise UserError(
             f"{source} is a {config.model_type}, not a Hugging Face LLaVA. Name its parts as base: {{vision_tower, llm}}."
@@ -123,7 +128,7 @@ def _load_whole(source: str, dtype: torch.dtype, device: torch.device, quantizat
     return model.to(device) if quantization is None else model
 
 
-def _config(source: str) -> Any:
+def read_config(source: str) -> Any:
     try:
         return AutoConfig.from_pretrained(source)
     except (OSError, ValueError) as error:
@@ -132,7 +137,7 @@ def _config(source: str) -> Any:
 
 def _assemble(parts: Parts, dtype: torch.dtype, device: torch.device, quantization: Quantization | None) -> Llava:
     """Tower and LLM around a new projector (nn.Linear's own initialisation, as the original's)."""
-    if _config(parts.llm).model_type == "llava":
+    if read_config(parts.llm).model_type == "llava":
         raise UserError(f"{parts.llm} is a whole LLaVA; name it as base: {parts.llm}.")
     tower = _from_pretrained(CLIPVisionModel, parts.vision_tower, dtype=dtype)
     llm = _from_pretrained(AutoModelForCausalLM, parts.llm, **_options(dtype, device, quantization, whole=False))
@@ -179,15 +184,20 @@ def _extra_ids(tokenizer: Any) -> tuple[int, int]:
     return ids[0], ids[1]
 
 
-def load_processing(base: str | Parts, template: str, image_aspect_ratio: str) -> Processing:
+def load_processing(
+    base: str | Parts, template: str, image_aspect_ratio: str, after_eos: AfterEos = "current", exif: bool = True
+) -> Processing:
     """How inputs for that base are made.
+
+    Args:
+        template: its name; `auto` is the one that belongs to the base's LLM.
 
     Raises:
         UserError: the base has no tokenizer or image processor, or there is no such template.
     """
     base = locate(base)
     whole = isinstance(base, str)
-    config = _config(base if whole else base.vision_tower)
+    config = read_config(base if whole else base.vision_tower)
     vision = getattr(config, "vision_config", config)
     tokenizer, model_file = load_tokenizer(base if whole else base.llm)
     image_token, pad_token = _extra_ids(tokenizer)
@@ -195,11 +205,12 @@ def load_processing(base: str | Parts, template: str, image_aspect_ratio: str) -
         image_token = config.image_token_index
         pad_token = tokenizer.get_vocab().get(PAD_TOKEN, config.text_config.pad_token_id or 0)
     return Processing(
-        encoder=Encoder(tokenizer, model_file),
+        encoder=Encoder(tokenizer, model_file, after_eos),
         image_processor=load_image_processor(base if whole else base.vision_tower),
-        template=get_template(template),
+        template=make_template(template_for(llm_of(base)) if template == "auto" else template, tokenizer),
         image_aspect_ratio=image_aspect_ratio,
         image_tokens=(vision.image_size // vision.patch_size) ** 2,
         image_token_id=image_token,
         pad_token_id=pad_token,
+        exif=exif,
     )

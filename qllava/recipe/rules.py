@@ -35,3 +35,10 @@ def broken(recipe: Recipe) -> Iterator[tuple[str, str]]:
         yield "max_steps", "is a number of steps above 0, or -1 to go by num_train_epochs."
     if recipe.save_steps >= 1 and recipe.save_steps != int(recipe.save_steps):
         yield "save_steps", "is a whole number of steps, or a share of all steps below 1."
+    if recipe.order == "original" and not recipe.group_by_modality_length:
+        yield "order", "'original' is an order of grouped batches. Write group_by_modality_length: true, or drop it."
+    if recipe.data and all(source.replay is not None for source in recipe.data):
+        yield "data", "every source is a replay, of nothing. Leave replay out of the one that the run is about."
+    for i, source in enumerate(recipe.data):
+        if source.replay is not None and (source.weight != 1.0 or source.max_samples is not None):
+            yield f"data.{i}.replay", "says how many samples are taken, so weight and max_samples cannot too."

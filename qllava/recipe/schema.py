@@ -7,13 +7,26 @@ hold the fields of `peft.LoraConfig` and `transformers.BitsAndBytesConfig`. Our 
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 Positive = Annotated[int, Field(gt=0)]
 Rate = Annotated[float, Field(gt=0, le=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+def _percent(value: Any) -> Any:
+    """`10%` is 0.1."""
+    if isinstance(value, str) and value.strip().endswith("%"):
+        try:
+            return float(value.strip()[:-1]) / 100
+        except ValueError:
+            return value
+    return value
+
+
+Percent = Annotated[float, BeforeValidator(_percent), Field(gt=0, le=1)]
 
 
 class Block(BaseModel):
@@ -32,12 +45,21 @@ class Parts(Block):
 
 
 class Source(Block):
-    """One LLaVA JSON with its images."""
+    """One set of samples with their images, and how much of it is taken."""
 
     path: str
-    """LLaVA JSON or JSONL file."""
+    """LLaVA JSON or JSONL, parquet file, folder (of parquet files, of images with their metadata, or saved by
+    `datasets`), or `hub:owner/name` on the hub."""
     image_root: str = "."
-    """Folder that the JSON's image paths start from; images outside it are refused. Relative to the JSON's folder."""
+    """Folder that image paths start from; images outside it are refused. Relative to the folder that `path` lies in."""
+    split: str = "train"
+    """Of a set on the hub."""
+    weight: Annotated[float, Field(gt=0, le=1000)] = 1.0
+    """Each sample so many times: 2 is twice, 0.5 a random half."""
+    max_samples: Positive | None = None
+    """At most so many different samples, drawn at random."""
+    replay: Percent | None = None
+    """As many random samples as this share of all other sources' (`10%` or 0.1): a general set beside a domain's."""
 
 
 class Lora(Block):
@@ -80,9 +102,20 @@ class Recipe(Block):
 
     # -- data
     data: tuple[Source, ...] = Field(min_length=1)
+    subset: Percent = 1.0
+    """Share of every source that is taken, the same share of each kind of image in it; a smaller one lies in a larger."""
+    on_bad: Literal["error", "drop", "report"] = "error"
+    """A sample that cannot be used (missing image, broken turns, …): `error` stops before anything is read, `drop` and
+    `report` decode everything first and leave it out, and the artifact lists it; `report` also prints each."""
     template: str = "vicuna_v1"
+    """How conversations are written: `plain`, `vicuna_v1`, `llava_llama_2`, `llama_2`, `mistral_instruct`,
+    `chatml_direct`, `mpt`, `v0`, `chat_template` (the LLM's own), or `auto` (by the LLM, for those of the paper)."""
+    after_eos: Literal["current", "legacy", "4.31"] = "current"
+    """Text right after an end token: as today's LLaVA encodes it, or as older versions of transformers did."""
     image_aspect_ratio: Literal["pad", "square"] = "pad"
     """`pad`: to a square in CLIP's mean colour (LLaVA-1.5's stage 2 and inference). `square`: centre crop (stage 1)."""
+    exif_transpose: bool = True
+    """Turn pictures as their EXIF says. The original does not; photos from phones lie on their side without it."""
     max_length: Positive = 2048
     """Longest sequence, every image counted with all its tokens. Text is cut at the end, an image never."""
     dataloader_num_workers: Annotated[int, Field(ge=0)] = 0
@@ -113,6 +146,9 @@ class Recipe(Block):
     """Recompute the LLM's activations: about 40 % more time for about half the memory."""
     group_by_modality_length: bool = False
     """Batches of one modality and of like length, as the original's stage 2."""
+    order: Literal["qllava", "original"] = "qllava"
+    """With `group_by_modality_length`: `original` is LLaVA's own algorithm, whose order depends on the number of
+    processes as well and whose last batches mix modalities."""
 
     # -- what is written
     logging_steps: Positive = 10

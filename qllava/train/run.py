@@ -14,7 +14,7 @@ from .. import console
 from ..artifact.load import FINAL, find_artifact
 from ..artifact.manifest import Base, Manifest, verify_quick, writing
 from ..data.collate import collate
-from ..data.dataset import training_set
+from ..data.dataset import Selection, select, training_set
 from ..errors import RunError
 from ..model.adapt import audit, audit_rows, make_trainable
 from ..model.build import load_model, load_processing, portable, sources
@@ -61,8 +61,11 @@ def train(recipe: Recipe, resume: bool = False) -> Result:
     device = pick_device()
     dtype = pick_dtype(recipe.dtype, device)
     arguments = trainer_arguments(recipe, launched_processes(), dtype, device)
-    processing = load_processing(recipe.base, recipe.template, recipe.image_aspect_ratio)
-    rows = training_set(recipe.data, processing, recipe.max_length)
+    processing = load_processing(
+        recipe.base, recipe.template, recipe.image_aspect_ratio, recipe.after_eos, recipe.exif_transpose
+    )
+    selection = select(recipe, processing)
+    rows = training_set(selection.rows, processing, recipe.max_length)
     rows[0]  # the first sample is made before a model is read
     set_seed(recipe.seed)
     model = load_model(recipe.base, dtype, device, recipe.quantization if recipe.tune == "qlora" else None)
@@ -77,7 +80,7 @@ def train(recipe: Recipe, resume: bool = False) -> Result:
     _show(parts)
     if recipe.gradient_checkpointing:
         _checkpoint_language_model(model)
-    manifest = _manifest(recipe, dtype, parts)
+    manifest = _manifest(recipe, dtype, parts, processing.template.name, selection)
     trainer, history, stop = _trainer(recipe, model, processing, rows, manifest, arguments)
     started = time.perf_counter()
     if checkpoint is not None and steps_done(checkpoint) >= steps_wanted(checkpoint, recipe):
@@ -95,17 +98,23 @@ def train(recipe: Recipe, resume: bool = False) -> Result:
     return _finish(trainer, out, manifest, history, time.perf_counter() - started, parts)
 
 
-def _manifest(recipe: Recipe, dtype: torch.dtype, parts: list) -> Manifest:
+def _manifest(recipe: Recipe, dtype: torch.dtype, parts: list, template: str, selection: Selection) -> Manifest:
     return Manifest(
         kind="model" if recipe.tune == "full" else "adapter",
         holds="model" if recipe.tune == "full" else "adapter",
-        template=recipe.template,
+        template=template,
         image_aspect_ratio=recipe.image_aspect_ratio,
+        after_eos=recipe.after_eos,
+        exif_transpose=recipe.exif_transpose,
         base=Base(source=portable(recipe.base), fingerprint=fingerprint(sources(recipe.base))),
         tune=recipe.tune,
         dtype=str(dtype).removeprefix("torch."),
         recipe=recipe.model_dump(mode="json"),
-        report={"audit": audit_rows(parts)},
+        report={
+            "audit": audit_rows(parts),
+            "samples": dict(zip((s.path for s in recipe.data), selection.taken, strict=True)),
+            "dropped": [vars(b) for b in selection.dropped],
+        },
     )
 
 

@@ -1,6 +1,6 @@
 """The order of samples: a function of seed, epoch and global batch alone, whatever the number of processes.
 
-In: the lengths of all samples (negative for text alone). Out: indices. `grouped` keeps a global batch to one modality and
+In: the lengths of all samples (words, negative for text alone, as the original counts). Out: indices. `grouped` keeps a global batch to one modality and
 to like lengths, as the original's `group_by_modality_length`; the last, incomplete ones of each modality go last, together.
 """
 
@@ -10,12 +10,6 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from torch.utils.data import Sampler
-
-
-def lengths_of(turns: Sequence[Sequence[dict]], images: Sequence[Sequence[str]]) -> list[int]:
-    """The original's lengths: words of all turns, negative for a sample without an image (train.py, modality_lengths)."""
-    words = [sum(len(t["text"].split()) for t in talk) or 1 for talk in turns]
-    return [w if i else -w for w, i in zip(words, images, strict=True)]
 
 
 class SeededSampler(Sampler[int]):
@@ -54,3 +48,70 @@ class SeededSampler(Sampler[int]):
         rest = [i for b in batches if len(b) < self.size for i in b]
         shuffled = [whole[i] for i in torch.randperm(len(whole), generator=generator).tolist()]
         return iter([i for b in shuffled for i in b] + rest)
+
+
+class OriginalSampler(SeededSampler):
+    """The original's order (llava_trainer.py, LengthGroupedSampler with group_by_modality), for parity.
+
+    It depends on how the global batch is split, and its last batch joins what was left of both modalities. Two streams of
+    random numbers, as there: one for the shuffles within a modality, one for the order of the global batches. There, the
+    first is torch's global one, so that the order hangs on everything drawn before; here both start from seed and epoch.
+
+    Args:
+        lengths: of every sample, negative for text alone.
+        batch_size: of a process.
+        world_size: processes times accumulation steps.
+    """
+
+    def __init__(self, lengths: Sequence[int], batch_size: int, world_size: int, seed: int) -> None:
+        super().__init__(lengths, batch_size * world_size, seed, grouped=True)
+        self.batch_size, self.world_size = batch_size, world_size
+
+    def __iter__(self) -> Iterator[int]:
+        seed = self.seed + self.epoch
+        within, batches = torch.Generator().manual_seed(seed), torch.Generator().manual_seed(seed)
+        return iter(original_order(list(self.lengths), self.batch_size, self.world_size, within, batches))
+
+
+def original_order(
+    lengths: Sequence[int], batch_size: int, world_size: int, within: torch.Generator, batches: torch.Generator
+) -> list[int]:
+    """Indices in the original's order, for the states of its two random streams (`within` a modality, of `batches`)."""
+    modalities = [[i for i, n in enumerate(lengths) if (n > 0) == sign] for sign in (True, False)]
+    size = batch_size * world_size
+    if not all(modalities):
+        return _by_length([abs(n) for n in lengths], size, world_size, batches)
+    whole: list[list[int]] = []
+    rest: list[int] = []
+    for members in modalities:
+        shuffled = [members[i] for i in _by_length([abs(lengths[i]) for i in members], size, world_size, within)]
+        cut = [shuffled[i : i + size] for i in range(0, len(shuffled), size)]
+        whole += cut[:-1]
+        rest += cut[-1]
+    mixed = [whole[i] for i in torch.randperm(len(whole), generator=batches).tolist()]
+    return [i for batch in mixed for i in batch] + sorted(rest)
+
+
+def _by_length(lengths: Sequence[int], size: int, world_size: int, generator: torch.Generator) -> list[int]:
+    """Shuffled, then within each global batch shared out so that every process gets about the same number of words."""
+    shuffled = torch.randperm(len(lengths), generator=generator).tolist()
+    out: list[int] = []
+    for start in range(0, len(shuffled), size):
+        batch = sorted(shuffled[start : start + size], key=lambda i: -lengths[i])
+        out += [i for share in _shares(batch, lengths, world_size) for i in share]
+    return out
+
+
+def _shares(batch: Sequence[int], lengths: Sequence[int], count: int) -> list[list[int]]:
+    """The batch in `count` shares of like total length: each index goes to the shortest share that still has room."""
+    if len(batch) % count:
+        return [list(batch[i::count]) for i in range(count)]
+    shares: list[list[int]] = [[] for _ in range(count)]
+    totals = [0.0] * count
+    for index in batch:
+        shortest = totals.index(min(totals))
+        shares[shortest].append(index)
+        totals[shortest] += lengths[index]
+        if len(shares[shortest]) == len(batch) // count:
+            totals[shortest] = float("inf")
+    return shares

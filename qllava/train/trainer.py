@@ -27,7 +27,7 @@ from ..model.forward import install_loss
 from ..model.projector import put_projector, read_projector
 from ..model.whole import read_whole, save_whole
 from ..recipe.schema import Recipe
-from .sampler import SeededSampler, lengths_of
+from .sampler import OriginalSampler, SeededSampler
 
 ADVICE = "Go on from the last checkpoint with a lower learning_rate; 1e-4 or less where 2e-4 blew up."
 
@@ -84,10 +84,12 @@ class LlavaTrainer(SFTTrainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SeededSampler:
         rows = (train_dataset if train_dataset is not None else self.train_dataset).with_format(None)
-        lengths = lengths_of(rows["turns"], rows["images"]) if self.recipe.group_by_modality_length else [1] * len(rows)
-        return SeededSampler(
-            lengths, self.recipe.global_batch_size, self.recipe.seed, self.recipe.group_by_modality_length
-        )
+        recipe = self.recipe
+        if recipe.order == "original":
+            together = self.args.world_size * self.args.gradient_accumulation_steps
+            return OriginalSampler(list(rows["words"]), recipe.per_device_train_batch_size, together, recipe.seed)
+        lengths = list(rows["words"]) if recipe.group_by_modality_length else [1] * len(rows)
+        return SeededSampler(lengths, recipe.global_batch_size, recipe.seed, recipe.group_by_modality_length)
 
     def compute_loss(
         self,

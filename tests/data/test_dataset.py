@@ -8,24 +8,34 @@ import pytest
 import torch
 
 from qllava.data.collate import collate
-from qllava.data.dataset import read_sources, training_set
+from qllava.data.dataset import select, training_set
 from qllava.data.tokens import IGNORE
 from qllava.errors import UserError
 from qllava.model.build import load_processing
-from qllava.recipe.schema import Parts, Source
+from qllava.recipe.schema import Parts, Recipe, Source
+
+EMBEDDED = Parts(vision_tower="embedded", llm="embedded")
 
 
 @pytest.fixture(scope="module")
 def processing():
-    return load_processing(Parts(vision_tower="embedded", llm="embedded"), "vicuna_v1", "pad")
+    return load_processing(EMBEDDED, "vicuna_v1", "pad")
 
 
-def source(path):
-    return (Source(path=str(path), image_root="images"),)
+def recipe(*sources, **values):
+    """A recipe with these sources and nothing else of interest."""
+    fixed = {"stage": "instruct", "tune": "projector", "base": EMBEDDED, "output_dir": "x", "learning_rate": 1e-3}
+    sizes = {"global_batch_size": 4, "per_device_train_batch_size": 4}
+    return Recipe(**{**fixed, **sizes, "data": sources, **values})
+
+
+def rows_of(path, processing):
+    selection = select(recipe(Source(path=str(path), image_root="images")), processing)
+    return training_set(selection.rows, processing, 2048)
 
 
 def test_rows_and_batches(scenes, processing):
-    rows = training_set(source(scenes), processing, 2048)
+    rows = rows_of(scenes, processing)
     batch = collate([rows[i] for i in (0, 1, 14)], processing)
     assert batch["pixel_values"].shape == (2, 3, 64, 64)
     spread = (batch["input_ids"] == processing.image_token_id).sum(1)
@@ -38,41 +48,42 @@ def test_rows_and_batches(scenes, processing):
 
 
 def test_left_padding_for_generation(scenes, processing):
-    rows = training_set(source(scenes), processing, 2048)
+    rows = rows_of(scenes, processing)
     batch = collate([rows[0], rows[14]], processing, side="left")
     assert batch["attention_mask"][:, -1].tolist() == [1, 1]
 
 
 def test_text_alone_makes_a_batch_without_pixels(scenes, processing):
-    rows = training_set(source(scenes), processing, 2048)
+    rows = rows_of(scenes, processing)
     assert "pixel_values" not in collate([rows[14], rows[15]], processing)
 
 
 def test_pixels_are_made_when_asked_for(scenes, processing):
-    rows = training_set(source(scenes), processing, 2048)
+    rows = rows_of(scenes, processing)
     torch.testing.assert_close(rows[3]["pixel_values"], rows[3]["pixel_values"])
     (scenes.parent / "images" / "5.png").write_text("no image")
     with pytest.raises(UserError, match=r"5\.png is not an image"):
         rows[5]
 
 
-def test_a_missing_image_is_named_before_anything_runs(scenes):
+def test_a_missing_image_is_named_before_anything_runs(scenes, processing):
     (scenes.parent / "images" / "3.png").unlink()
-    with pytest.raises(UserError, match=r"scenes\.json, sample 's3': No image at .*3\.png"):
-        read_sources(source(scenes))
+    with pytest.raises(UserError, match=r"scenes\.json, sample 4 \(id 's3'\): No image at .*3\.png"):
+        rows_of(scenes, processing)
 
 
-def test_two_sources_are_joined_in_order(scenes, tmp_path):
+def test_two_sources_are_joined_in_order(scenes, tmp_path, processing):
     other = tmp_path / "more.jsonl"
     other.write_text(
         json.dumps({"id": "m", "conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]})
     )
-    rows = read_sources((*source(scenes), Source(path=str(other))))
-    assert len(rows) == 17 and rows[16]["id"] == "m"
+    both = (Source(path=str(scenes), image_root="images"), Source(path=str(other)))
+    selection = select(recipe(*both), processing)
+    assert len(selection.rows) == 17 and selection.rows[16]["id"] == "m" and selection.taken == [16, 1]
 
 
 def test_padding_to_a_multiple_changes_only_the_padding(scenes, processing):
-    rows = training_set(source(scenes), processing, 2048)
+    rows = rows_of(scenes, processing)
     plain, wide = collate([rows[0], rows[1]], processing), collate([rows[0], rows[1]], processing, multiple=32)
     length = plain["input_ids"].shape[1]
     assert wide["input_ids"].shape[1] % 32 == 0 and 0 <= wide["input_ids"].shape[1] - length < 32

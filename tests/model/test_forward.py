@@ -8,6 +8,7 @@ import torch
 
 from qllava.data.collate import collate
 from qllava.data.dataset import training_set
+from qllava.data.rows import rows_of
 from qllava.model.build import load_model, load_processing
 from qllava.model.forward import install_loss
 from qllava.recipe.schema import Parts, Source
@@ -17,7 +18,7 @@ EMBEDDED = Parts(vision_tower="embedded", llm="embedded")
 
 def test_loss_and_gradient_equal_the_plain_ones(scenes):
     processing = load_processing(EMBEDDED, "vicuna_v1", "pad")
-    rows = training_set((Source(path=str(scenes), image_root="images"),), processing, 2048)
+    rows = training_set(rows_of(Source(path=str(scenes), image_root="images")), processing, 2048)
     batch = collate([rows[i] for i in (0, 1, 14)], processing)
     plain = load_model(EMBEDDED, torch.float32, torch.device("cpu"))
     plain.model.multi_modal_projector.requires_grad_(True)
@@ -38,7 +39,7 @@ def test_loss_and_gradient_equal_the_plain_ones(scenes):
 
 def test_text_alone_gives_the_projector_a_gradient_of_zero(scenes):
     processing = load_processing(EMBEDDED, "vicuna_v1", "pad")
-    rows = training_set((Source(path=str(scenes), image_root="images"),), processing, 2048)
+    rows = training_set(rows_of(Source(path=str(scenes), image_root="images")), processing, 2048)
     batch = collate([rows[14], rows[15]], processing)
     model = load_model(EMBEDDED, torch.float32, torch.device("cpu"))
     expected = model(**batch).loss

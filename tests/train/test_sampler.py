@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qllava.train.sampler import SeededSampler, lengths_of
+from qllava.train.sampler import OriginalSampler, SeededSampler
 
 lengths = st.lists(st.integers(-50, 50).filter(bool), min_size=1, max_size=80)
 
@@ -33,6 +33,9 @@ def test_whole_batches_hold_one_modality(lengths, size):
         assert len({lengths[j] > 0 for j in order[i * size : (i + 1) * size]}) == 1
 
 
-def test_lengths_are_the_originals():
-    turns = [[{"text": "a b c"}, {"text": "d"}], [{"text": "a"}, {"text": ""}]]
-    assert lengths_of(turns, [["x.png"], []]) == [4, -1]
+@given(lengths, st.integers(1, 4), st.integers(1, 4), st.integers(0, 3))
+def test_the_originals_order_takes_every_sample_once(lengths, batch, world, epoch):
+    sampler, twin = (OriginalSampler(lengths, batch, world, seed=3) for _ in range(2))
+    sampler.set_epoch(epoch)
+    twin.set_epoch(epoch)
+    assert sorted(sampler) == list(range(len(lengths))) and list(sampler) == list(twin)

@@ -1,0 +1,57 @@
+"""The door: one short function a verb. Each reads its arguments, calls `qllava.api`, and shows what came back."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from ..console import err
+from ..errors import RunError, UserError
+
+from . import training  # isort: skip  # the order of the imports is the order of the verbs in --help
+from . import samples  # isort: skip
+from . import artifacts  # isort: skip
+from . import answers  # isort: skip
+from .door import app
+
+__all__ = ["answers", "app", "artifacts", "main", "samples", "training"]
+
+
+def quiet() -> None:
+    """Keeps the libraries' own notices off the terminal; set QLLAVA_VERBOSE to see them."""
+    if os.environ.get("QLLAVA_VERBOSE"):
+        return
+    import logging
+    import warnings
+
+    for name, value in {
+        "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TOKENIZERS_PARALLELISM": "false",
+        "HF_DATASETS_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_NO_TQDM": "1", "TQDM_DISABLE": "1",
+    }.items():  # fmt: skip
+        os.environ.setdefault(name, value)
+    for name in ("bitsandbytes", "accelerate", "trl", "torch"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the command line. Exit codes: 0 done, 1 what was run or checked failed, 2 the command or its input is wrong."""
+    quiet()
+    try:
+        app(args=arguments, standalone_mode=True)
+    except UserError as error:
+        _fail(error, 2)
+    except RunError as error:
+        _fail(error, 1)
+    except OSError as error:
+        _fail(f"The system refused: {error}", 1)
+    except KeyboardInterrupt:
+        _fail("Interrupted.", 1)
+
+
+def _fail(error: object, code: int) -> None:
+    message = str(error)
+    if "Original Traceback" in message:  # raised in a worker of the data loader, which wraps it
+        message = message.rsplit("Error: ", 1)[-1].strip()
+    err.print(f"Error: {message}", markup=False, style="red", soft_wrap=True)
+    sys.exit(code)

@@ -1,0 +1,59 @@
+"""What a model says: eval, chat."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .. import api
+from ..errors import UserError
+from .door import Base, Json, app, show
+
+
+@app.command("eval", epilog="Example: qllava eval runs/mine --data test.json --image-root images")
+def evaluate(
+    source: Annotated[str, typer.Argument(help="Artifact, run, folder of a Hugging Face LLaVA, or hub id.")],
+    data: Annotated[Path, typer.Option(help="LLaVA JSON or JSONL with answers.")],
+    image_root: Annotated[
+        Path | None, typer.Option(help="Folder that image paths start from; by default the JSON's.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="JSONL file for the answers.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many questions.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1)] = 32,
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 32,
+    base: Base = None,
+    as_json: Json = False,
+) -> None:
+    """Exact match of greedy answers on a LLaVA JSON."""
+    options = {"out": out, "limit": limit, "batch_size": batch_size, "max_new_tokens": max_new_tokens, "base": base}
+    result = api.evaluate(source, data, image_root, **options)
+    if as_json:
+        show(result)
+    else:
+        print(f"exact match {100 * result['exact_match']:.2f} % ({result['correct']:,} of {result['questions']:,})")
+
+
+@app.command(epilog="Example: qllava chat runs/mine --image photo.png --prompt 'What is this?'")
+def chat(
+    source: Annotated[str, typer.Argument(help="Artifact, run, folder of a Hugging Face LLaVA, or hub id.")],
+    image: Annotated[Path | None, typer.Option(help="Image to talk about.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="Ask this once and end.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 512,
+    base: Base = None,
+    as_json: Json = False,
+) -> None:
+    """Talk about an image with a base, an adapter or a merged model."""
+    if as_json and prompt is None:
+        raise UserError("--json answers one --prompt; name it.")
+    conversation = api.chat(source, image, base, max_new_tokens)
+    if prompt is None:
+        from ..serve.chat import talk
+
+        talk(conversation)
+    elif as_json:
+        show({"prompt": prompt, "image": image, "answer": conversation.ask(prompt)})
+    else:
+        conversation.ask(prompt, lambda piece: print(piece, end="", flush=True))
+        print()

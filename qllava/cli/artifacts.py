@@ -1,0 +1,74 @@
+"""What a run leaves: merge, assemble, verify; and version."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .. import __version__, api
+from ..console import note
+from .door import Base, Json, app, show
+
+
+@app.command(epilog="Example: qllava merge runs/mine --out runs/mine-merged")
+def merge(
+    adapter: Annotated[str, typer.Argument(help="Adapter, checkpoint, or the output_dir of a run.")],
+    out: Annotated[Path, typer.Option(help="Folder for the merged model.")],
+    target: Annotated[
+        str | None,
+        typer.Option(
+            help="bf16 (the original weights) or bf16-dequantized (as QLoRA saw them); by default what training saw."
+        ),
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="bfloat16, float16 or float32.")] = "bfloat16",
+    base: Base = None,
+    as_json: Json = False,
+) -> None:
+    """Writes adapter and base as one plain Hugging Face LLaVA that transformers loads without qllava."""
+    folder = api.merge(adapter, out, target, dtype, base)
+    if as_json:
+        show({"model": folder})
+    note(f"Merged into {folder}")
+
+
+@app.command(
+    epilog="Example: qllava assemble --vision-tower openai/clip-vit-large-patch14-336 --llm lmsys/vicuna-7b-v1.5 --out base"
+)
+def assemble(
+    vision_tower: Annotated[str, typer.Option(help="Folder or hub id of a CLIP vision tower, or `embedded`.")],
+    llm: Annotated[str, typer.Option(help="Folder or hub id of a Llama-family LLM, or `embedded`.")],
+    out: Annotated[Path, typer.Option(help="Folder for the LLaVA.")],
+    dtype: Annotated[str, typer.Option(help="bfloat16, float16 or float32.")] = "bfloat16",
+    as_json: Json = False,
+) -> None:
+    """Joins a vision tower and an LLM by a new projector into one LLaVA."""
+    folder = api.assemble(vision_tower, llm, out, dtype=dtype)
+    if as_json:
+        show({"model": folder})
+    note(f"Assembled into {folder}")
+
+
+@app.command(epilog="Example: qllava verify runs/mine/final")
+def verify(
+    artifact: Annotated[Path, typer.Argument(help="Artifact, or the output_dir of a run.")], as_json: Json = False
+) -> None:
+    """Checks every file of an artifact against its manifest."""
+    manifest = api.verify(artifact)
+    if as_json:
+        show(manifest.model_dump(mode="json", exclude_none=True))
+    else:
+        print(f"{artifact}: {manifest.kind}, {len(manifest.files)} files, all as they were written")
+
+
+@app.command(epilog="Example: qllava version")
+def version(as_json: Json = False) -> None:
+    """Versions of qllava and of the packages it stands on."""
+    from ..artifact.manifest import versions
+
+    found = {"qllava": __version__, **versions()}
+    if as_json:
+        show(found)
+    else:
+        print("\n".join(f"{name} {number}" for name, number in found.items()))

@@ -1,0 +1,228 @@
+"""A source's samples as rows of a memory-mapped `datasets.Dataset`, read once and kept.
+
+In: a LLaVA JSON or JSONL, parquet, a folder, or a set on the hub. Out: a row for each sample, with its turns, its images as
+paths or bytes, and, where a sample is malformed, the reason in `error` instead. Nothing is decoded or encoded here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa
+from datasets import Dataset, Features, Value
+from datasets import Image as ImageFeature
+from filelock import FileLock
+
+from .. import console
+from ..errors import UserError
+from ..recipe.schema import Source
+from .image import Ref
+from .mixture import kind_of
+from .sample import Sample, Turn, iter_rows, parse
+
+FEATURES = Features(
+    {
+        "id": Value("string"),
+        "where": Value("string"),  # file and number, for messages
+        "root": Value("string"),
+        "images": [{"path": Value("string"), "bytes": Value("binary")}],
+        "turns": [{"role": Value("string"), "text": Value("string"), "images": Value("int32")}],
+        "kind": Value("string"),  # first folder of the first image's path, or `text`
+        "words": Value("int32"),  # of all turns, negative for text alone: the original's modality_lengths
+        "answered": Value("bool"),  # whether it holds an answer to learn from
+        "error": Value("string"),  # why it is no sample; empty for one that is
+    }
+)
+VERSION = 1  # of these columns: part of the key that kept rows are found by
+KEPT = 16 << 20  # bytes; smaller files are quicker to read again than to keep
+HUB = "hub:"
+IMAGE_KEYS = ("image", "images")
+
+
+def rows_of(source: Source) -> Dataset:
+    """The source's rows, memory-mapped where it is large.
+
+    Raises:
+        UserError: it is missing, or is nothing that samples can be read from.
+    """
+    if source.path.startswith(HUB):
+        return _kept(source.path, source.split, "", "")
+    path = Path(source.path)
+    root = str((path if path.is_dir() else path.parent) / source.image_root)
+    if not path.exists():
+        raise UserError(f"No data file at {path}.")
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    stats = [f.stat() for f in files]
+    if sum(s.st_size for s in stats) < KEPT:
+        rows = list(_rows(source.path, source.split, root))
+        if not rows:
+            raise UserError(f"{path} holds no samples.")
+        return Dataset.from_list(rows, features=FEATURES)
+    stamp = json.dumps([[str(f.resolve()), s.st_size, s.st_mtime_ns] for f, s in zip(files, stats, strict=True)])
+    return _kept(source.path, source.split, root, stamp)
+
+
+def _kept(path: str, split: str, root: str, stamp: str) -> Dataset:
+    """The rows in the cache of `datasets`, found again by path and stamp; written there the first time, by one process."""
+    key = hashlib.sha256(json.dumps([VERSION, path, split, root, stamp]).encode()).hexdigest()[:20]
+    file = Path(datasets.config.HF_DATASETS_CACHE) / "qllava" / f"{key}.arrow"
+    if not file.is_file():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(file.with_suffix(".lock")):
+            if not file.is_file():
+                _write(file, _rows(path, split, root), path)
+    return Dataset.from_file(str(file), info=datasets.DatasetInfo(features=FEATURES))
+
+
+def _write(file: Path, rows: Iterator[dict[str, Any]], name: str) -> None:
+    """The rows as an Arrow file, which is there when it is whole."""
+    partial, schema, count = file.with_suffix(".partial"), FEATURES.arrow_schema, 0
+    console.note(f"Reading {name}; this is done once.")
+    try:
+        with pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+            while batch := list(islice(rows, 1000)):
+                count += len(batch)
+                writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=schema))
+        if not count:
+            raise UserError(f"{name} holds no samples.")
+        partial.rename(file)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _rows(path: str, split: str, root: str) -> Iterator[dict[str, Any]]:
+    """Every row of a source."""
+    name = path if path.startswith(HUB) else Path(path).name
+    single = not path.startswith(HUB) and Path(path).is_file()
+    raw = iter_rows(Path(path)) if single and Path(path).suffix.lower() != ".parquet" else _tables(path, split)
+    for i, row in enumerate(raw):
+        where = f"{name}, sample {i + 1}"
+        if isinstance(row, UserError):
+            yield columns(None, root, where, str(row))
+            continue
+        try:
+            yield columns(parse(as_llava(row), where), root, where)
+        except UserError as error:
+            yield columns(None, root, where, str(error), row.get("id") if isinstance(row, dict) else None)
+
+
+def columns(sample: Sample | None, root: str, where: str, error: str = "", name: Any = None) -> dict[str, Any]:
+    """A sample as a row; or, without one, what was wrong with it."""
+    if sample is None:
+        name = (where if name is None else str(name)).encode("utf-8", "replace").decode()  # halves of surrogate pairs
+        return {
+            "id": name, "where": where, "root": root, "images": [], "turns": [], "kind": "",
+            "words": 0, "answered": False, "error": error,
+        }  # fmt: skip
+    words = sum(len(t.text.split()) for t in sample.turns) or 1
+    first = sample.images[0] if sample.images else None
+    return {
+        "id": sample.id,
+        "where": where,
+        "root": root,
+        "images": [{"path": i, "bytes": None} if isinstance(i, str) else {"path": None, "bytes": i} for i in sample.images],
+        "turns": [{"role": t.role, "text": t.text, "images": t.images} for t in sample.turns],
+        "kind": kind_of(first if isinstance(first, str) else None if first is None else ""),
+        "words": words if sample.images else -words,
+        "answered": any(t.role == "assistant" for t in sample.turns),
+        "error": "",
+    }  # fmt: skip
+
+
+def from_columns(row: dict[str, Any]) -> tuple[Sample, Path]:
+    """The inverse of `columns`."""
+    turns = tuple(Turn(t["role"], t["text"], t["images"]) for t in row["turns"])
+    images: tuple[Ref, ...] = tuple(i["bytes"] if i["path"] is None else i["path"] for i in row["images"])
+    return Sample(row["id"], images, turns), Path(row["root"])
+
+
+def _tables(path: str, split: str) -> Iterator[dict[str, Any]]:
+    """Rows of whatever `datasets` reads, images left as they are stored."""
+    table = _open(path, split)
+    for column, feature in table.features.items():
+        if isinstance(feature, ImageFeature):
+            table = table.cast_column(column, ImageFeature(decode=False))
+        elif isinstance(getattr(feature, "feature", None), ImageFeature):
+            table = table.cast_column(column, type(feature)(ImageFeature(decode=False)))
+    yield from table
+
+
+def _open(path: str, split: str) -> Any:
+    from datasets import load_dataset, load_from_disk
+
+    try:
+        if path.startswith(HUB):
+            name, _, config = path.removeprefix(HUB).partition(":")
+            return load_dataset(name, config or None, split=split)
+        folder = Path(path)
+        if folder.is_file():
+            return Dataset.from_parquet(str(folder))
+        if (folder / "state.json").is_file():
+            return load_from_disk(str(folder))
+        tables = sorted(str(p) for p in folder.glob("*.parquet"))
+        if tables and not any(p.name.startswith("metadata.") for p in folder.iterdir()):
+            return Dataset.from_parquet(tables)
+        if not list(folder.glob("**/metadata.*")):
+            raise UserError(
+                f"The folder {folder} holds neither parquet files nor a metadata.jsonl or .csv that says what its images show."
+            )
+        return load_dataset("imagefolder", data_dir=str(folder), split=split)
+    except UserError:
+        raise
+    except Exception as error:  # whatever the readers of so many formats raise
+        raise UserError(
+            f"{path} cannot be read as a data set: {str(error).splitlines()[0] if str(error) else error!r}"
+        ) from None
+
+
+def as_llava(row: Any) -> Any:
+    """A row of another layout as a LLaVA sample: `messages` (role, content), `question`/`answer`, `caption` or `text`.
+
+    Images under `image`/`images` may be paths or what `datasets` stores (`bytes`, `path`). Rows that hold `conversations`,
+    and whatever is no object, come back as they are.
+    """
+    if not isinstance(row, dict):
+        return row
+    row = {**row, **{k: _refs(row[k]) for k in IMAGE_KEYS if row.get(k) is not None}}
+    if row.get("conversations") is not None:
+        return row
+    front = "<image>\n" * _count(row)
+    if isinstance(row.get("messages"), list):
+        return {**row, "conversations": [_message(m) for m in row["messages"]]}
+    if isinstance(row.get("question"), str) and isinstance(row.get("answer"), str):
+        pair = (front + row["question"], row["answer"])
+    elif front and isinstance(caption := row.get("caption", row.get("text")), str):
+        pair = (front.strip(), caption)
+    else:
+        return row
+    return {**row, "conversations": [{"from": "human", "value": pair[0]}, {"from": "gpt", "value": pair[1]}]}
+
+
+def _count(row: dict[str, Any]) -> int:
+    found = [row[k] if isinstance(row[k], list) else [row[k]] for k in IMAGE_KEYS if row.get(k) is not None]
+    return len(found[0]) if found else 0
+
+
+def _refs(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_refs(v) for v in value]
+    if isinstance(value, dict) and set(value) <= {"bytes", "path"}:
+        return value["bytes"] if value.get("bytes") is not None else str(Path(value.get("path") or "").resolve())
+    return value
+
+
+def _message(message: Any) -> Any:
+    """`role`/`content` as `from`/`value`; an image among the parts of a content is a placeholder."""
+    if not isinstance(message, dict) or "role" not in message:
+        return message
+    content = message.get("content")
+    if isinstance(content, list):
+        parts = [p if isinstance(p, dict) else {"text": p} for p in content]
+        content = "".join("<image>\n" if p.get("type") == "image" else str(p.get("text") or "") for p in parts)
+    return {"from": message["role"], "value": content}

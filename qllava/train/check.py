@@ -1,0 +1,65 @@
+"""`qllava check`: what a run would meet, before any weight is read.
+
+In: a recipe. Out: one document: samples that cannot be used, token lengths, what is supervised, likely mistakes, disk needed.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from ..data.audit import Audit, audit
+from ..data.dataset import Bad, each, mix
+from ..data.report import summary
+from ..data.rows import rows_of
+from ..errors import UserError
+from ..model.build import load_processing
+from ..model.size import disk_needed
+from ..recipe.schema import Recipe
+
+
+def check(recipe: Recipe, processes: int | None = None) -> dict[str, Any]:
+    """The whole report; see `data.report.summary`, and `disk` beside it.
+
+    Args:
+        processes: that share the work; by default one a core.
+
+    Raises:
+        UserError: a source or the base's tokenizer cannot be read, or a source has no sample that can be used.
+    """
+    processing = load_processing(
+        recipe.base, recipe.template, recipe.image_aspect_ratio, recipe.after_eos, recipe.exif_transpose
+    )
+    audits: dict[str, Audit] = {}
+    bad: list[Bad] = []
+    tables = []
+    for source in recipe.data:
+        table = rows_of(source)
+        found = audit(table, processing, recipe.max_length, processes, Path(source.path).name)
+        audits[source.path if source.path not in audits else f"{source.path} ({len(audits) + 1})"] = found
+        wrong = each(table.select(sorted(found.bad)))
+        bad += [
+            Bad(source.path, row["where"], row["id"], found.bad[i])
+            for i, row in zip(sorted(found.bad), wrong, strict=True)
+        ]
+        tables.append(table.select([i for i in range(len(table)) if i not in found.bad]) if found.bad else table)
+    taken = [0] * len(tables)
+    if all(len(t) for t in tables):
+        taken = mix(tables, recipe.data, recipe.subset, recipe.seed, bad).taken
+    report = summary(audits, bad, taken, recipe.max_length)
+    report["on_bad"] = recipe.on_bad
+    report["bad_by_source"] = dict(Counter(b.source for b in bad))
+    try:
+        report["disk"] = disk_needed(recipe)
+    except UserError as error:
+        report["warnings"].append(f"The disk needed is unknown: {error}")
+        return report
+    out = Path(recipe.output_dir).resolve()
+    free = report["disk"]["free"] = shutil.disk_usage(next(p for p in (out, *out.parents) if p.exists())).free
+    if free < report["disk"]["bytes"]:
+        report["warnings"].append(
+            f"{recipe.output_dir} has {free / 2**30:.1f} GiB free and the run may need {report['disk']['bytes'] / 2**30:.1f}."
+        )
+    return report

@@ -1,0 +1,154 @@
+"""`qllava inspect`: samples as the model gets them, of a recipe or of a file with a tokenizer and a template.
+
+In: a recipe; or data, tokenizer and template. Out: samples one by one, each with its tokens or with what is wrong with it.
+No weight is read, and no image until it is shown.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import get_args
+
+from .. import console
+from ..data import show
+from ..data.dataset import each
+from ..data.processing import Processing, load_tokenizer, make_template
+from ..data.rows import from_columns, rows_of
+from ..data.sample import Sample
+from ..data.template import template_for
+from ..data.tokens import AfterEos, Encoder, Tokens
+from ..errors import UserError
+from ..model.build import load_processing
+from ..recipe.schema import Recipe, Source
+
+Shown = tuple[Sample, Path, Tokens | UserError]  # a sample, its image root, and its tokens or why it has none
+
+
+@dataclass
+class Inspection:
+    """Sources and how inputs are made of them."""
+
+    sources: tuple[Source, ...]
+    processing: Processing
+    max_length: int
+
+    def samples(self, only: str | None = None) -> Iterator[Shown]:
+        """Every sample, in the sources' order, or the one whose id is `only`.
+
+        Raises:
+            UserError: a source cannot be read, or none has that id.
+        """
+        found = False
+        for source in self.sources:
+            for row in each(rows_of(source)):
+                if only is not None and row["id"] != only:
+                    continue
+                found = True
+                sample, root = from_columns(row)
+                try:
+                    if row["error"]:
+                        raise UserError(row["error"])
+                    yield sample, root, self.processing.tokens(sample, self.max_length)
+                except UserError as error:
+                    yield sample, root, error
+        if only is not None and not found:
+            raise UserError(f"No sample has the id {only!r}.")
+
+    def write(
+        self, only: str | None = None, limit: int | None = 3, lines: bool = False, ids: bool = False,
+        html: Path | None = None, json: bool = False,
+    ) -> int:  # fmt: skip
+        """Shows samples on stdout, or in a page; returns how many of them cannot be used.
+
+        Args:
+            only: the sample with this id alone.
+            limit: the first so many; None for all.
+            lines: with `json`, one line for each sample instead of one document.
+            ids: show ids and labels, too.
+            html: a page with pictures, written to this file instead.
+            json: records instead of coloured text.
+        """
+        bad = 0
+
+        def counted() -> Iterator[Shown]:
+            nonlocal bad
+            for one in islice(self.samples(only), limit):
+                bad += isinstance(one[2], UserError)
+                yield one
+
+        if html is not None:
+            self._page(html, counted())
+        elif json:
+            self._json(counted(), lines, only is not None)
+        else:
+            from rich.console import Console
+
+            out = Console(soft_wrap=True, highlight=False)
+            for sample, _, tokens in counted():
+                if isinstance(tokens, UserError):
+                    out.print(str(tokens), style="red", markup=False)
+                else:
+                    out.print(show.text(sample, tokens, self.processing, ids), end="\n\n")
+        return bad
+
+    def _json(self, shown: Iterator[Shown], lines: bool, single: bool) -> None:
+        import json
+
+        records = (
+            {"id": s.id, "error": str(t)} if isinstance(t, UserError) else show.record(s, t) for s, _, t in shown
+        )
+        if lines:
+            for one in records:
+                sys.stdout.write(json.dumps(one, ensure_ascii=False) + "\n")
+            return
+        every = list(records)
+        sys.stdout.write(json.dumps(every[0] if single else every, ensure_ascii=False, indent=2) + "\n")
+
+    def _page(self, file: Path, shown: Iterator[Shown]) -> None:
+        title = ", ".join(Path(s.path).name for s in self.sources)
+        try:
+            with file.open("w", encoding="utf-8") as out:
+                out.writelines(show.page(title, shown, self.processing))
+        except OSError as error:
+            raise UserError(f"Cannot write {file}: {error}.") from None
+        console.note(f"Written to {file}")
+
+
+def of_recipe(recipe: Recipe) -> Inspection:
+    """What the recipe trains on."""
+    processing = load_processing(
+        recipe.base, recipe.template, recipe.image_aspect_ratio, recipe.after_eos, recipe.exif_transpose
+    )
+    return Inspection(recipe.data, processing, recipe.max_length)
+
+
+def of_file(
+    data: str, tokenizer: str, template: str, images: str | None = None, max_length: int = 2048, image_tokens: int = 576,
+    after_eos: AfterEos = "current",
+) -> Inspection:  # fmt: skip
+    """A file without a recipe.
+
+    Args:
+        data: as a recipe's `path`.
+        tokenizer: folder or hub id.
+        template: a template's name.
+        images: folder that image paths start from; by default the file's.
+        max_length: positions after which a sample is cut, an image counted with all its `image_tokens`.
+
+    Raises:
+        UserError: there is no such tokenizer or template.
+    """
+    if after_eos not in get_args(AfterEos):
+        raise UserError(f"after_eos is one of {', '.join(get_args(AfterEos))}, not {after_eos!r}.")
+    found, model_file = load_tokenizer(tokenizer)
+    named = template_for(tokenizer) if template == "auto" else template
+    processing = Processing(
+        encoder=Encoder(found, model_file, after_eos), image_processor=None, template=make_template(named, found),
+        image_aspect_ratio="pad", image_tokens=image_tokens, image_token_id=-1, pad_token_id=-1,
+    )  # fmt: skip
+    root = "." if images is None else str(Path(images).resolve())
+    return Inspection((Source(path=data, image_root=root),), processing, max_length)
