@@ -10,7 +10,7 @@ import pytest
 
 from qllava.cli import main
 
-VERBS = ("demo", "train", "recipes", "merge", "eval", "chat", "assemble", "verify", "version")
+VERBS = ("demo", "train", "check", "inspect", "recipes", "merge", "eval", "chat", "assemble", "verify", "version")
 
 
 def run(capsys, *arguments) -> tuple[int, str, str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from os.path import isfile  # unlike Path.is_file, False for a path that is too long
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,7 @@ def _missing(columns: pa.Table) -> dict[tuple[str, str], str]:
         mine = columns["images"].filter(pc.equal(columns["root"], root))
         paths = pc.unique(pc.struct_field(pc.list_flatten(mine), "path")).to_pylist() if len(mine) else []
         for path in paths:
-            if path is None or (not path.startswith("/") and ".." not in path and Path(root, path).is_file()):
+            if path is None or (not path.startswith("/") and ".." not in path and isfile(f"{root}/{path}")):
                 continue
             try:
                 resolve(path, Path(root))

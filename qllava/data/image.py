@@ -22,7 +22,7 @@ from ..errors import UserError
 ASPECTS = ("pad", "square")
 DEEP = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")  # Pillow's modes of more than 8 bits a channel
 BROKEN = (
-    OSError, SyntaxError, ValueError, EOFError, NotImplementedError, MemoryError, struct.error, Image.DecompressionBombError,
+    OSError, SyntaxError, ValueError, EOFError, RuntimeError, MemoryError, struct.error, Image.DecompressionBombError,
 )  # fmt: skip  # what Pillow raises for damaged files
 Ref = str | bytes  # an image as a sample names it: a path under the image root, or a whole file's bytes
 
@@ -36,8 +36,8 @@ def resolve(path: str, root: Path) -> Path:
     try:
         file = (root / path).resolve()
         there = file.is_file()
-    except (OSError, ValueError) as error:
-        raise UserError(f"The image path {path[:80]!r} is none: {error}.") from None
+    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: a loop of links, before Python 3.13
+        raise UserError(f"The image path {path[:80]!r} is none: {getattr(error, 'strerror', None) or error}.") from None
     if not file.is_relative_to(root.resolve()):
         raise UserError(f"The image path {path!r} leaves the image root {root}; paths must stay under it.")
     if not there:

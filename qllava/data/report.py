@@ -60,7 +60,7 @@ def warnings(audits: Mapping[str, Audit], max_length: int) -> list[str]:
             )
         if a.duplicates:
             lines.append(
-                f"{path}: {len(a.duplicates):,} id{_s(a.duplicates)} stand more than once: {_some(a.duplicates)}."
+                f"{path}: {len(a.duplicates):,} {'ids stand' if len(a.duplicates) > 1 else 'id stands'} more than once: {_some(a.duplicates)}."
             )
         if a.unprompted:
             lines.append(

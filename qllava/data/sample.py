@@ -105,7 +105,7 @@ def is_text(text: str) -> bool:
 
 def _turn(turn: Any, where: str, multimodal: bool) -> Turn:
     if not isinstance(turn, dict) or not isinstance(turn.get("value"), str) or str(turn.get("from")) not in ROLES:
-        raise UserError(f"{where}: expected {{'from': 'human' or 'gpt', 'value': text}}, got {str(turn)[:80]}.")
+        raise UserError(f"{where}: expected {{'from': 'human' or 'gpt', 'value': text}}, got {turn!r:.80}.")
     role, text = ROLES[str(turn["from"])], turn["value"]
     if not is_text(text):
         raise UserError(f"{where}: the text holds half of a surrogate pair, which is no character.")

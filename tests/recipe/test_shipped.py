@@ -44,6 +44,7 @@ def test_hyper_parameters_are_the_originals(size):
     assert {(r.lr_scheduler_type, r.warmup_steps, r.weight_decay, r.max_length) for r in (align, full, lora)} == {
         ("cosine", 0.03, 0.0, 2048)
     }
+    assert load_recipe(f"llava15-{size}/task-lora").exif_transpose
     assert full.group_by_modality_length and not align.group_by_modality_length
     assert size in lora.base.llm and size in lora.projector and size in lora.output_dir
 
