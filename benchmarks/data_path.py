@@ -69,7 +69,7 @@ recipe = load_recipe(sys.argv[1], sys.argv[2:])
 processing = load_processing(recipe.base, recipe.template, recipe.image_aspect_ratio)
 imported = time.perf_counter()
 rows = select(recipe, processing).rows
-order = iter(SeededSampler(list(rows["words"]), 16, 1, grouped=True))
+order = iter(SeededSampler(rows["words"][:], 16, 1, grouped=True))
 data = training_set(rows, processing, recipe.max_length)
 batch = collate([data[next(order)] for _ in range(16)], processing)
 print(json.dumps({"rows": len(rows), "seconds": round(time.perf_counter() - imported, 1),

@@ -100,7 +100,7 @@ def _missing(columns: pa.Table) -> dict[tuple[str, str], str]:
         mine = columns["images"].filter(pc.equal(columns["root"], root))
         paths = pc.unique(pc.struct_field(pc.list_flatten(mine), "path")).to_pylist() if len(mine) else []
         for path in paths:
-            if path is None or (not path.startswith("/") and ".." not in path and isfile(f"{root}/{path}")):
+            if path is None or (not path.startswith("/") and ".." not in path and isfile(f"{root}/{path}")):  # noqa: PTH113
                 continue
             try:
                 resolve(path, Path(root))
@@ -160,7 +160,7 @@ def mix(
     tables: Sequence[Dataset], sources: Sequence[Source], subset: float, seed: int, dropped: list[Bad]
 ) -> Selection:
     """What `mixture.choose` takes of the tables, as one dataset."""
-    taken = choose([list(t["kind"]) for t in tables], sources, subset, seed)
+    taken = choose([t["kind"][:] for t in tables], sources, subset, seed)
     if all(len(t) == len(n) and n == list(range(len(t))) for t, n in zip(tables, taken, strict=True)):
         chosen = list(tables)
     else:

@@ -16,6 +16,7 @@ from typing import Any
 from ..errors import UserError
 
 PLACEHOLDER = "<image>"
+HALVES = re.compile("[\ud800-\udfff]")
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
 
 
@@ -100,7 +101,7 @@ def _is_ref(value: Any) -> bool:
 
 def is_text(text: str) -> bool:
     """Whether every character is one; half of a surrogate pair (`"\\ud83d"` in a JSON, a stray byte typed) is none."""
-    return not any("\ud800" <= c <= "\udfff" for c in text)
+    return HALVES.search(text) is None
 
 
 def _turn(turn: Any, where: str, multimodal: bool) -> Turn:

@@ -87,8 +87,8 @@ class LlavaTrainer(SFTTrainer):
         recipe = self.recipe
         if recipe.order == "original":
             together = self.args.world_size * self.args.gradient_accumulation_steps
-            return OriginalSampler(list(rows["words"]), recipe.per_device_train_batch_size, together, recipe.seed)
-        lengths = list(rows["words"]) if recipe.group_by_modality_length else [1] * len(rows)
+            return OriginalSampler(rows["words"][:], recipe.per_device_train_batch_size, together, recipe.seed)
+        lengths = rows["words"][:] if recipe.group_by_modality_length else [1] * len(rows)
         return SeededSampler(lengths, recipe.global_batch_size, recipe.seed, recipe.group_by_modality_length)
 
     def compute_loss(
