@@ -57,6 +57,9 @@ def chat_template(tokenizer: Any) -> Template:
                 yield from pieces
                 yield from user(Turn("user", text, turn.images), tail.text, "", tail.start)
             else:
+                asked = MARKS.split(_render(tokenizer, marked[:i]))[-1]
+                if literal.startswith(asked) and (lead := literal[len(asked) :]).isspace():  # not in a prompt: answered
+                    pieces, text = list(_literal(asked, split, answered, start)), lead + text
                 yield from pieces
                 yield Text(text, supervised=True, start=_after(pieces, start))
             start, answered = "inside", turn.role == "assistant"

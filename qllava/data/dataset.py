@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from os.path import isfile  # unlike Path.is_file, False for a path that is too long
+from os.path import isfile, islink  # unlike Path.is_file, False for a path that is too long
 from pathlib import Path
 from typing import Any
 
@@ -99,14 +99,28 @@ def _missing(columns: pa.Table) -> dict[tuple[str, str], str]:
     for root in pc.unique(columns["root"]).to_pylist():
         mine = columns["images"].filter(pc.equal(columns["root"], root))
         paths = pc.unique(pc.struct_field(pc.list_flatten(mine), "path")).to_pylist() if len(mine) else []
+        links = _Links(Path(root))
         for path in paths:
-            if path is None or (not path.startswith("/") and ".." not in path and isfile(f"{root}/{path}")):  # noqa: PTH113
+            if path is None or (isfile(f"{root}/{path}") and links.stays_inside(path)):  # noqa: PTH113
                 continue
             try:
                 resolve(path, Path(root))
             except UserError as error:
                 wrong[root, path] = str(error)
     return wrong
+
+
+class _Links:
+    """Whether paths stay under a root, links followed. A folder is resolved once, however many files lie in it."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.whole, self.folders = root, root.resolve(), {}
+
+    def stays_inside(self, path: str) -> bool:
+        folder = path.rpartition("/")[0]
+        if folder not in self.folders:
+            self.folders[folder] = (self.root / folder).resolve().is_relative_to(self.whole)
+        return self.folders[folder] and not islink(f"{self.root}/{path}")  # noqa: PTH114
 
 
 def refuse(bad: Sequence[Bad]) -> None:

@@ -6,6 +6,7 @@ process_images) at c121f04, checked element by element in tests/conformance/test
 
 from __future__ import annotations
 
+import functools
 import io
 import struct
 import warnings
@@ -15,11 +16,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from ..errors import UserError
 
 ASPECTS = ("pad", "square")
+# Pillow's formats that are opened; others could start programs (EPS runs Ghostscript).
+FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "DIB", "TIFF", "MPO", "PPM", "AVIF", "JPEG2000", "TGA", "ICO", "PCX")
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90,
+}  # fmt: skip  # what sets a picture upright, by EXIF's orientation
 DEEP = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")  # Pillow's modes of more than 8 bits a channel
 BROKEN = (
     OSError, SyntaxError, ValueError, EOFError, RuntimeError, MemoryError, struct.error, Image.DecompressionBombError,
@@ -62,8 +69,9 @@ def open_image(file: Path | bytes, exif: bool = True) -> Image.Image:
         UserError: it is missing, is not an image, is damaged, has more than 8 bits a channel, or is a decompression bomb.
     """
     with _opened(file) as image:
-        image = ImageOps.exif_transpose(image) if exif else image
-        return image.convert("RGB")
+        image.load()  # damage is an error here, and not swallowed while EXIF is looked for
+        turn = TURNS.get(_orientation(image)) if exif else None
+        return (image if turn is None else image.transpose(turn)).convert("RGB")
 
 
 def check_image(ref: Ref, root: Path) -> tuple[int, int]:
@@ -81,6 +89,14 @@ def check_image(ref: Ref, root: Path) -> tuple[int, int]:
     return size
 
 
+def _orientation(image: Image.Image) -> int:
+    """What EXIF says about how the camera was held; 1, upright, where it says nothing or nonsense."""
+    try:
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except (*BROKEN, TypeError, KeyError):
+        return 1
+
+
 @contextmanager
 def _opened(file: Path | bytes) -> Iterator[Image.Image]:
     """The opened file; whatever goes wrong with it inside the block is a `UserError` that names it."""
@@ -88,7 +104,7 @@ def _opened(file: Path | bytes) -> Iterator[Image.Image]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # twice as many pixels are an error
-            with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
+            with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file, formats=_formats()) as image:
                 if image.mode in DEEP:
                     raise UserError(
                         f"{name} has more than 8 bits a channel (mode {image.mode}), which Pillow would clip to white. "
@@ -103,11 +119,17 @@ def _opened(file: Path | bytes) -> Iterator[Image.Image]:
         raise UserError(f"{name} cannot be decoded: {error}") from None
 
 
+@functools.cache
+def _formats() -> list[str]:
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]
+
+
 def check_size(width: int, height: int) -> None:
-    """Raises `UserError` for a picture that would be a decompression bomb once it is padded to a square."""
+    """Raises `UserError` for a picture so long that it would be a decompression bomb once padded, or scaled to be cropped."""
     edge = max(width, height)
     if Image.MAX_IMAGE_PIXELS and edge * edge > 4 * Image.MAX_IMAGE_PIXELS:
-        raise UserError(f"An image of {width} by {height} pixels is too long to be padded to a square.")
+        raise UserError(f"An image of {width} by {height} pixels is too long to be made a square.")
 
 
 def to_square(image: Image.Image, color: tuple[int, int, int]) -> Image.Image:
@@ -115,7 +137,6 @@ def to_square(image: Image.Image, color: tuple[int, int, int]) -> Image.Image:
     width, height = image.size
     if width == height:
         return image
-    check_size(width, height)
     edge = max(width, height)
     square = Image.new("RGB", (edge, edge), color)
     square.paste(image, ((edge - width) // 2, (edge - height) // 2))
@@ -130,6 +151,7 @@ def to_pixels(image: Image.Image, processor: Any, aspect: str) -> torch.Tensor:
         processor: a `CLIPImageProcessorPil`.
         aspect: `pad` (to a square in the processor's mean colour first) or `square` (the processor's centre crop).
     """
+    check_size(*image.size)
     if aspect == "pad":
         image = to_square(image, tuple(int(c * 255) for c in processor.image_mean))
     return torch.as_tensor(processor.preprocess(image, return_tensors="pt")["pixel_values"][0])

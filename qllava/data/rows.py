@@ -210,11 +210,16 @@ def _count(row: dict[str, Any]) -> int:
 
 
 def _refs(value: Any) -> Any:
+    """Images as `datasets` stores them (`bytes`, `path`) as bytes or a path; anything else as it is, for `parse` to judge."""
     if isinstance(value, list):
-        return [_refs(v) for v in value]
-    if isinstance(value, dict) and set(value) <= {"bytes", "path"}:
-        return value["bytes"] if value.get("bytes") is not None else str(Path(value.get("path") or "").resolve())
-    return value
+        return [_ref(v) for v in value]
+    return _ref(value)
+
+
+def _ref(value: Any) -> Any:
+    if not isinstance(value, dict) or not value or not set(value) <= {"bytes", "path"}:
+        return value
+    return value.get("path", value) if value.get("bytes") is None else value["bytes"]
 
 
 def _message(message: Any) -> Any:

@@ -51,16 +51,16 @@ def parse(row: Any, where: str = "sample") -> Sample:
     """
     if not isinstance(row, dict):
         raise UserError(f"{where} is {type(row).__name__}, not an object with 'conversations'.")
-    name = str(row.get("id", where))
+    named = row.get("id") is not None
+    name = str(row["id"]) if named else where
     if not is_text(name):
         raise UserError(f"{where}: its id holds half of a surrogate pair, which is no character.")
-    where = f"{where} (id {row['id']!r})" if "id" in row else where
+    where = f"{where} (id {row['id']!r})" if named else where
     images = _images(row, where)
     talk = row.get("conversations")
     if not isinstance(talk, list) or not talk:
-        raise UserError(
-            f"{where}: 'conversations' is missing or empty; a LLaVA JSON has a list of from/value turns there."
-        )
+        found = "is missing or empty" if not talk else f"is {str(talk)[:60]!r}"
+        raise UserError(f"{where}: 'conversations' {found}; a LLaVA JSON has a list of from/value turns there.")
     turns = [_turn(t, f"{where}, turn {i + 1}", bool(images)) for i, t in enumerate(talk)]
     if turns[0].role == "assistant":  # the original drops an opening answer
         turns = turns[1:]
@@ -132,8 +132,10 @@ def iter_rows(path: Path) -> Iterator[Any]:
         return
     try:
         text = path.read_text(encoding="utf-8-sig")
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON: {error}.") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 ({error}). Save it as UTF-8.") from None
+    if not text.strip():
+        raise UserError(f"{path} is empty.")
     yield from _items(text, path)
 
 

@@ -51,7 +51,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--vision-steps", type=int, default=4000)
-    parser.add_argument("--language-steps", type=int, default=1800)
+    parser.add_argument("--language-steps", type=int, default=1500)
     parser.add_argument("--part", choices=PARTS, help="train this part alone, with the tokenizer that is there")
     args = parser.parse_args()
     steps = {"vision_tower": args.vision_steps, "llm": args.language_steps}

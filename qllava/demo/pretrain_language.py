@@ -131,8 +131,11 @@ def row(rng: random.Random, emojis: list, encoder: Encoder, lesson: Lesson) -> R
 
 
 def collate(rows: list[Row]) -> dict[str, torch.Tensor]:
-    """[batch, longest] ids padded with 0, mask, and loss weights."""
-    longest = max(len(ids) for ids, _ in rows)
+    """[batch, longest] ids padded with 0, mask, and loss weights.
+
+    The longest is rounded up to a multiple of 32: for each shape it has not met, oneDNN compiles its kernels anew.
+    """
+    longest = -(-max(len(ids) for ids, _ in rows) // 32) * 32
     ids, mask = torch.zeros(len(rows), longest, dtype=torch.long), torch.zeros(len(rows), longest, dtype=torch.long)
     weights = torch.zeros(len(rows), longest)
     for i, (row_ids, row_weights) in enumerate(rows):

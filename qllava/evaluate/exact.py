@@ -62,8 +62,8 @@ def normalize(answer: str) -> str:
 
 
 @functools.lru_cache(maxsize=256)
-def _open(file: Path) -> Image.Image:
-    return open_image(file)
+def _open(file: Path, exif: bool) -> Image.Image:
+    return open_image(file, exif)
 
 
 def score(loaded: Loaded, asked: Sequence[Question], max_new_tokens: int = 32, batch_size: int = 32) -> Score:
@@ -73,7 +73,12 @@ def score(loaded: Loaded, asked: Sequence[Question], max_new_tokens: int = 32, b
     lengths = [prompt_length(i, processing.image_tokens) for i in ids]
     prompts = [
         functools.partial(
-            lambda q, i: {"input_ids": i, "pixel_values": processing.pixels([_open(f) for f in q.images])}, q, i
+            lambda q, i: {
+                "input_ids": i,
+                "pixel_values": processing.pixels([_open(f, processing.exif) for f in q.images]),
+            },
+            q,
+            i,
         )
         for q, i in zip(asked, ids, strict=True)
     ]

@@ -6,6 +6,7 @@ the model was trained with.
 
 from __future__ import annotations
 
+import copy
 import shutil
 from pathlib import Path
 
@@ -49,7 +50,9 @@ def save_whole(model: LlavaForConditionalGeneration, processing: Processing, fol
         if getattr(each, "quantization_config", None) is not None or "quantization_config" in vars(each):
             del each.quantization_config
     config.save_pretrained(folder)
-    model.generation_config.save_pretrained(folder)
+    generation, ends = copy.deepcopy(model.generation_config), processing.end_ids
+    generation.eos_token_id = ends if len(ends) > 1 else ends[0] if ends else None
+    generation.save_pretrained(folder)
     save_processor(processing, folder, config.vision_config.patch_size)
 
 

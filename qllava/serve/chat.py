@@ -48,7 +48,7 @@ class Chat:
         Raises:
             UserError: it is missing or is not an image.
         """
-        opened = open_image(Path(image))
+        opened = open_image(Path(image), self.loaded.processing.exif)
         self.turns, self.images = [], [opened]
 
     def ask(self, text: str, say: Callable[[str], None] = lambda piece: None) -> str:
@@ -73,10 +73,11 @@ def open_chat(
     Raises:
         UserError: the model or the image is missing or wrong.
     """
-    opened = open_image(Path(image)) if image is not None else None  # before a model is read
+    if image is not None:
+        open_image(Path(image))  # before a model is read
     chat = Chat(load(source, base), max_new_tokens)
-    if opened is not None:
-        chat.images = [opened]
+    if image is not None:
+        chat.show(image)
     return chat
 
 
