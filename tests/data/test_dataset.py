@@ -89,3 +89,23 @@ def test_padding_to_a_multiple_changes_only_the_padding(scenes, processing):
     assert wide["input_ids"].shape[1] % 32 == 0 and 0 <= wide["input_ids"].shape[1] - length < 32
     assert all(torch.equal(wide[k][:, :length], plain[k]) for k in ("input_ids", "labels", "attention_mask"))
     assert (wide["labels"][:, length:] == IGNORE).all() and not wide["attention_mask"][:, length:].any()
+
+
+def test_a_mix_of_sources(scenes, processing):
+    """A domain with a tenth of a general set beside it, and half of everything."""
+    talk = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]
+    (scenes.parent / "general.json").write_text(json.dumps([{"id": f"g{i}", "conversations": talk} for i in range(50)]))
+    domain = Source(path=str(scenes), image_root="images", weight=2)
+    general = Source(path=str(scenes.parent / "general.json"), replay="25%")
+    whole = select(recipe(domain, general), processing)
+    assert whole.taken == [32, 8] and len(whole.rows) == 40
+    half = select(recipe(domain, general, subset="50%"), processing)
+    assert half.taken == [16, 4] and set(half.rows["id"][:]) < set(whole.rows["id"][:])
+    assert len(training_set(half.rows, processing, 2048)[3]["input_ids"]) > 10
+
+
+def test_the_same_recipe_takes_the_same_samples(scenes, processing):
+    first, second = (
+        select(recipe(Source(path=str(scenes), image_root="images", max_samples=5)), processing) for _ in range(2)
+    )
+    assert first.rows["id"][:] == second.rows["id"][:] and first.taken == [5]
