@@ -37,21 +37,25 @@ class Processing:
     pad_token_id: int
     exif: bool = True  # pictures are turned as their EXIF says
 
+    def _closing(self) -> list[str]:
+        """The special tokens with which the template closes an answer, other than the tokenizer's end token."""
+        try:
+            pieces = self.template.pieces((Turn("user", "x"), Turn("assistant", "y")))
+        except UserError:  # `plain`, which holds no question
+            return []
+        return [p.token for p in pieces if isinstance(p, Special) and p.supervised]
+
     @property
     def end_ids(self) -> list[int]:
         """Ids that end an answer: the tokenizer's end token, and the template's where it closes answers with another."""
-        turns = (Turn("user", "x"), Turn("assistant", "y"))
-        try:
-            closing = [p for p in self.template.pieces(turns) if isinstance(p, Special) and p.supervised]
-        except UserError:  # `plain`, which holds no question
-            closing = []
-        own = [self.encoder.special(p.token) for p in closing]
-        return list(dict.fromkeys(i for i in (self.encoder.eos, *own) if i is not None))
+        ids = (self.encoder.eos, *map(self.encoder.special, self._closing()))
+        return list(dict.fromkeys(i for i in ids if i is not None))
 
     @property
     def stop(self) -> str | None:
-        """Text that ends an answer where no special token does."""
-        return STOPS.get(self.template.name)
+        """Text that ends an answer where no special token does; None where one does."""
+        spelled = [token for token in self._closing() if self.encoder.special(token) is None]
+        return spelled[0] if spelled else STOPS.get(self.template.name)
 
     def tokens(self, sample: Sample, max_length: int | None) -> Tokens:
         """Ids and labels of a training sample, an image as one -200."""

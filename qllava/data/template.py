@@ -75,11 +75,11 @@ class Template:
 
 
 def user(turn: Turn, before: str, after: str, start: Start = "inside") -> Iterator[Piece]:
-    """A user's turn between two fixed texts; what follows an image is a fresh stretch."""
-    for _ in range(turn.images):
+    """A user's turn between two fixed texts; what follows an image is a fresh stretch. Without words, no line break follows."""
+    for i in range(turn.images):
         yield Text(before, start=start)
         yield Image()
-        before, start = "\n", "fresh"
+        before, start = "\n" if turn.text or i + 1 < turn.images else "", "fresh"
     yield Text(before + turn.text + after, start=start)
 
 

@@ -71,6 +71,8 @@ class Encoder:
 
         Special tokens written in it are text.
         """
+        if not text:
+            return []
         if start == "special":
             if self.after_eos == "4.31":
                 return self._shorn(self._encode(self.prefix + text)) if self.prefix else self._encode(text)
@@ -78,8 +80,6 @@ class Encoder:
         return self._encode(self.prefix + text if start == "fresh" else text)
 
     def _encode(self, text: str) -> list[int]:
-        if not text:
-            return []
         if self._pieces is not None:
             return self._pieces.encode(text)
         if not self._lead:
@@ -120,20 +120,24 @@ def _continuing(model_file: Path) -> tuple[Any, bool]:
 
 def encode_pieces(pieces: Sequence[Piece], encoder: Encoder) -> Tokens:
     """Ids and labels of the pieces, each of the same length; an unsupervised piece's labels are -100."""
-    ids, labels = [], []
+    ids: list[int] = []
+    labels: list[int] = []
+    spelled = False  # the piece before is a special token that the tokenizer does not know, and so is text
     for piece in pieces:
         match piece:
             case Text(text=text, start=start):
-                new = encoder.encode(text, start)
+                new = encoder.encode(text, "inside" if spelled and start == "special" else start)
             case Image():
                 new = [IMAGE]
             case Begin(always=always):
                 new = [encoder.bos] if encoder.bos is not None and (always or encoder.adds_bos) else []
             case Special(token=token):
                 known = encoder.special(token)
-                new = encoder.encode(token) if known is None else [known]
+                first = not any(i != encoder.bos for i in ids)
+                new = encoder.encode(token, "fresh" if first else "inside") if known is None else [known]
             case _:
                 new = [encoder.eos]
+        spelled = isinstance(piece, Special) and encoder.special(piece.token) is None
         ids += new
         labels += new if piece.supervised else [IGNORE] * len(new)
     return Tokens(ids, labels)

@@ -28,7 +28,8 @@ def test_the_end_token_ends_answers(template):
 def test_chatml_ends_with_its_own_token_too(template):
     made = processing(template, ["<|im_start|>", "<|im_end|>"])
     assert made.end_ids == [made.encoder.eos, made.encoder.special("<|im_end|>")]
-    assert processing(template).end_ids == [made.encoder.eos]  # written as text where the tokenizer has no such token
+    spelled = processing(template)  # written as text where the tokenizer has no such token
+    assert spelled.end_ids == [made.encoder.eos] and spelled.stop == "<|im_end|>" and made.stop is None
 
 
 def test_v0_ends_with_a_mark():
