@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -13,9 +14,18 @@ from rich.table import Table
 err = Console(stderr=True, highlight=False)
 
 
+# What moves a terminal's cursor, colours or reading direction instead of being shown; line breaks and tabs are left.
+UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+
+
+def safe(text: str) -> str:
+    """The text with control characters written out (`\\x1b`), so that data cannot drive the terminal."""
+    return UNSEEN.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
 def note(message: str) -> None:
     """One plain line."""
-    err.print(message, markup=False, soft_wrap=True)
+    err.print(safe(message), markup=False, soft_wrap=True)
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], to: Console = err) -> None:

@@ -7,6 +7,7 @@ that was run or checked failed).
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -16,6 +17,13 @@ class UserError(Exception):
 
 class RunError(Exception):
     """A run or a check that failed: exit code 1."""
+
+
+def plain(message: str) -> str:
+    """The message of an error that a worker of the data loader raised, without the traceback that torch wraps it in."""
+    if "Original Traceback" not in message:
+        return message
+    return re.split(r"(?m)^qllava\.errors\.\w+: ", message, maxsplit=1)[-1].strip()
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

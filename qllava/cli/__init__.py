@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import sys
 
-from ..console import err
-from ..errors import RunError, UserError
+from ..console import err, safe
+from ..errors import RunError, UserError, plain
 
 from . import training  # isort: skip  # the order of the imports is the order of the verbs in --help
 from . import samples  # isort: skip
@@ -50,8 +50,5 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _fail(error: object, code: int) -> None:
-    message = str(error)
-    if "Original Traceback" in message:  # raised in a worker of the data loader, which wraps it
-        message = message.rsplit("Error: ", 1)[-1].strip()
-    err.print(f"Error: {message}", markup=False, style="red", soft_wrap=True)
+    err.print(f"Error: {safe(plain(str(error)))}", markup=False, style="red", soft_wrap=True)
     sys.exit(code)

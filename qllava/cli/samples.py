@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from .. import api
-from ..errors import RunError
+from ..errors import RunError, UserError
 from .door import Json, Overrides, app, show
 
 
@@ -30,6 +30,8 @@ def check(
         from ..data.report import lines
 
         print("\n".join(lines(found)))
+    if found["unusable_sources"]:
+        raise RunError(f"No sample of {', '.join(found['unusable_sources'])} can be used.")
     if found["bad"] and found["on_bad"] == "error":
         raise RunError(f"{len(found['bad']):,} samples cannot be used. Mend them, or leave them out with on_bad=drop.")
 
@@ -61,6 +63,8 @@ def inspect(
         "data": data, "images": images, "tokenizer": tokenizer, "template": template, "max_length": max_length,
         "image_tokens": image_tokens, "after_eos": after_eos,
     }  # fmt: skip
+    if data is not None and recipe is not None and "=" in recipe:
+        raise UserError(f"{recipe} changes a recipe's field, and with --data there is no recipe.")
     shown = api.inspect(recipe, overrides or (), **{k: v for k, v in options.items() if v is not None})
     bad = shown.write(
         only=sample, limit=None if every or sample else limit, lines=every, ids=ids, html=html, json=as_json

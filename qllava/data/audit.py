@@ -52,6 +52,7 @@ class Audit:
     longest: int = 0
     truncated: int = 0
     lengths: Counter = field(default_factory=Counter)  # upper end of the bin (0: beyond the last): samples
+    empty: list[str] = field(default_factory=list)  # ids of samples with an answer of nothing
     unprompted: list[str] = field(default_factory=list)  # ids of samples with short answers and no format prompt
     short: int = 0  # samples whose first answer is short
     duplicates: list[str] = field(default_factory=list)  # ids that stand more than once
@@ -78,7 +79,6 @@ def audit(
     doubled: set[str] = set()
     for i, row in enumerate(each(table.select_columns(["id", "root", "kind", "images"]))):
         (doubled if row["id"] in ids else ids).add(row["id"])
-        found.kinds[row["kind"]] += i not in found.bad
         roots.setdefault(row["kind"], row["root"])
         for image in row["images"] if i not in found.bad else ():
             if image["path"] is not None:
@@ -91,7 +91,7 @@ def audit(
     processes = processes or os.cpu_count() or 1
     names = list(images)
     with console.progress(f"{title}: images", len(names)) as advance:
-        for reasons in spread(partial(_decode, names), len(names), processes):
+        for reasons in spread(partial(_decode, names, processing.image_aspect_ratio), len(names), processes):
             for i, reason in reasons:
                 images[names[i]] = reason
             advance(min(CHUNK, len(names)))
@@ -102,7 +102,7 @@ def audit(
             for record in records:
                 _count(found, record)
             advance(len(records))
-    found.kinds = Counter({k: n for k, n in found.kinds.items() if n})
+    found.kinds = Counter(k for i, k in enumerate(table["kind"][:]) if i not in found.bad)
     found.seconds = time.perf_counter() - started
     return found
 
@@ -134,13 +134,13 @@ class _Stretches:
         return self.work(self.stretches[i])
 
 
-def _decode(names: Sequence[tuple[str, Ref]], stretch: range) -> list[tuple[int, str]]:
+def _decode(names: Sequence[tuple[str, Ref]], aspect: str, stretch: range) -> list[tuple[int, str]]:
     """Numbers of the images in the stretch that cannot be used, with the reason."""
     wrong = []
     for i in stretch:
         root, ref = names[i]
         try:
-            check_image(ref, Path(root))
+            check_image(ref, Path(root), aspect)
         except UserError as error:
             wrong.append((i, str(error)))
     return wrong
@@ -157,6 +157,7 @@ class Record:
     truncated: bool = False
     text_only: bool = False
     short: bool = False
+    empty: str = ""  # its id, if an answer is nothing
     unprompted: str = ""  # its id, if its short answers have no format prompt
 
 
@@ -175,7 +176,7 @@ def _record(i: int, row: dict[str, Any], processing: Processing, max_length: int
     try:
         for ref in sample.images:
             if isinstance(ref, bytes):
-                check_image(ref, root)
+                check_image(ref, root, processing.image_aspect_ratio)
             elif reason := broken.get((str(row["root"]), ref)):
                 raise UserError(reason)
         tokens = processing.tokens(sample, max_length)
@@ -184,7 +185,8 @@ def _record(i: int, row: dict[str, Any], processing: Processing, max_length: int
     length = sum(processing.image_tokens if t == IMAGE else 1 for t in tokens.ids)
     short, prompted = short_answers(sample)
     unprompted = sample.id if short and not prompted and processing.template.name != "plain" else ""
-    return Record(i, "", length, tokens.supervised, tokens.truncated, not sample.images, short, unprompted)
+    empty = sample.id if any(t.role == "assistant" and not t.text.strip() for t in sample.turns) else ""
+    return Record(i, "", length, tokens.supervised, tokens.truncated, not sample.images, short, empty, unprompted)
 
 
 def short_answers(sample: Sample) -> tuple[bool, bool]:
@@ -207,5 +209,7 @@ def _count(found: Audit, record: Record) -> None:
     found.text_only += record.text_only
     found.lengths[next((b for b in BINS if record.length <= b), 0)] += 1
     found.short += record.short
+    if record.empty:
+        found.empty.append(record.empty)
     if record.unprompted:
         found.unprompted.append(record.unprompted)

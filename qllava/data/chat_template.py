@@ -32,11 +32,17 @@ def chat_template(tokenizer: Any) -> Template:
     trims = "\t\x02\t" not in _render(tokenizer, [Turn("user", "\t\x02\t")])
 
     def render(template: Template, turns: Sequence[Turn]) -> Iterator[Piece]:
+        turns = [Turn(t.role, t.text.strip() if trims else t.text, t.images) for t in turns]
         marked = [Turn(t.role, MARK.format(i)) for i, t in enumerate(turns)]
-        parts = MARKS.split(_render(tokenizer, marked))  # literal, number, literal, number, …, literal
+        text = _render(tokenizer, marked)
+        parts = MARKS.split(text)  # literal, number, literal, number, …, literal
         if [int(n) for n in parts[1::2]] != list(range(len(turns))):
             raise UserError(
                 "The LLM's chat template does not write every turn once and in order, so it cannot be used."
+            )
+        if MARKS.sub(lambda found: turns[int(found[1])].text, text) != _render(tokenizer, turns):
+            raise UserError(
+                "The LLM's chat template changes the text of a turn, so what is trained would not be what it says."
             )
         start, answered = "fresh", False
         for i, literal in enumerate(parts[0::2]):
@@ -49,19 +55,18 @@ def chat_template(tokenizer: Any) -> Template:
             if turn is None:
                 yield from pieces
                 return
-            text = turn.text.strip() if trims else turn.text
             if turn.role == "user":
                 tail = (
                     pieces.pop() if pieces and isinstance(pieces[-1], Text) else Text("", start=_after(pieces, start))
                 )
                 yield from pieces
-                yield from user(Turn("user", text, turn.images), tail.text, "", tail.start)
+                yield from user(turn, tail.text, "", tail.start)
             else:
-                asked = MARKS.split(_render(tokenizer, marked[:i]))[-1]
-                if literal.startswith(asked) and (lead := literal[len(asked) :]).isspace():  # not in a prompt: answered
-                    pieces, text = list(_literal(asked, split, answered, start)), lead + text
+                asked, lead = MARKS.split(_render(tokenizer, marked[:i]))[-1], ""
+                if literal.startswith(asked):  # what a prompt does not hold, the model must say: it is answer, too
+                    pieces, lead = list(_literal(asked, split, answered, start)), literal[len(asked) :]
                 yield from pieces
-                yield Text(text, supervised=True, start=_after(pieces, start))
+                yield from _said(lead + turn.text, len(lead), split, _after(pieces, start))
             start, answered = "inside", turn.role == "assistant"
 
     return Template(OWN, render)
@@ -88,6 +93,17 @@ def _literal(text: str, split: re.Pattern[str], answered: bool, start: str) -> I
         at, start, answered = found.end(), "special", False
     if at < len(text):
         yield Text(text[at:], start=start)
+
+
+def _said(text: str, lead: int, split: re.Pattern[str], start: str) -> Iterator[Piece]:
+    """An answer, whose first `lead` characters are the template's own and may hold special tokens; all supervised."""
+    at = 0
+    for found in split.finditer(text, 0, lead):
+        if found.start() > at:
+            yield Text(text[at : found.start()], supervised=True, start=start)
+        yield Special(found.group(), supervised=True)
+        at, start = found.end(), "special"
+    yield Text(text[at:], supervised=True, start=start)
 
 
 def _after(pieces: Sequence[Piece], start: str) -> str:

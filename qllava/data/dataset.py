@@ -7,6 +7,8 @@ parsed, and every image's file looked up, before the first is used, so that a ru
 from __future__ import annotations
 
 import functools
+import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from os.path import isfile, islink  # unlike Path.is_file, False for a path that is too long
@@ -46,9 +48,10 @@ class Selection:
     rows: Dataset  # as `rows.columns` makes them
     dropped: list[Bad] = field(default_factory=list)
     taken: list[int] = field(default_factory=list)  # of each source
+    digest: str = ""  # of what was chosen, in its order: by it a resumed run knows its data again
 
 
-def survey(table: Dataset, template: Template | None) -> dict[int, str]:
+def survey(table: Dataset, template: Template | None, images: bool = True) -> dict[int, str]:
     """Rows that cannot be used, and why: malformed, not fit for the template, or with an image that is not there.
 
     Nothing is decoded, and rows are only looked at one by one where something is wrong, so that half a million of them take
@@ -57,6 +60,7 @@ def survey(table: Dataset, template: Template | None) -> dict[int, str]:
     Args:
         table: as `rows.rows_of` gives it.
         template: what every sample must be fit for, if it is to be trained on.
+        images: whether the images' files have to be there.
     """
     columns = table.data
     bad = {i: columns["error"][i].as_py() for i in _where(pc.not_equal(columns["error"], ""))}
@@ -70,7 +74,7 @@ def survey(table: Dataset, template: Template | None) -> dict[int, str]:
                         template.pieces(from_columns(row)[0].turns)
                 except UserError as error:
                     bad[i] = _named(row, str(error))
-    missing = _missing(columns)
+    missing = _missing(columns) if images else {}
     for i, row in enumerate(each(table) if missing else ()):
         reasons = [missing[key] for image in row["images"] if (key := (row["root"], image["path"])) in missing]
         if reasons:
@@ -180,7 +184,17 @@ def mix(
     else:
         chosen = [t.select(n) for t, n in zip(tables, taken, strict=True)]
     rows = concatenate_datasets(chosen) if len(chosen) > 1 else chosen[0]
-    return Selection(rows, dropped, [len(n) for n in taken])
+    return Selection(rows, dropped, [len(n) for n in taken], digest(rows))
+
+
+def digest(rows: Dataset) -> str:
+    """A digest of the rows in their order: ids, words, and the lengths of all texts."""
+    found = hashlib.sha256()
+    for batch in rows.select_columns(["id", "words", "turns"]).with_format("arrow").iter(batch_size=10_000):
+        texts = pc.struct_field(pc.list_flatten(batch["turns"]), "text")
+        for column in (batch["id"], batch["words"], pc.binary_length(texts)):
+            found.update(json.dumps(column.to_pylist()).encode())
+    return found.hexdigest()[:20]
 
 
 def features(batch: dict[str, list], processing: Processing, max_length: int) -> dict[str, list]:

@@ -20,6 +20,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from ..errors import UserError
 
+CLIP_EDGE = 336  # pixels
 ASPECTS = ("pad", "square")
 # Pillow's formats that are opened; others could start programs (EPS runs Ghostscript).
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "DIB", "TIFF", "MPO", "PPM", "AVIF", "JPEG2000", "TGA", "ICO", "PCX")
@@ -74,18 +75,18 @@ def open_image(file: Path | bytes, exif: bool = True) -> Image.Image:
         return (image if turn is None else image.transpose(turn)).convert("RGB")
 
 
-def check_image(ref: Ref, root: Path) -> tuple[int, int]:
+def check_image(ref: Ref, root: Path, aspect: str = "pad") -> tuple[int, int]:
     """Width and height, after decoding the whole file, a JPEG at an eighth of its size, which is quicker.
 
     Raises:
-        UserError: `open_image` or `to_square` would refuse it.
+        UserError: `open_image` or `to_pixels` would refuse it.
     """
     with _opened(resolve(ref, root) if isinstance(ref, str) else ref) as image:
         size = image.size
         if image.format == "JPEG":
             image.draft(image.mode, (max(1, size[0] // 8), max(1, size[1] // 8)))
         image.load()
-    check_size(*size)
+    check_size(*size, aspect)
     return size
 
 
@@ -125,10 +126,13 @@ def _formats() -> list[str]:
     return [name for name in FORMATS if name in Image.OPEN]
 
 
-def check_size(width: int, height: int) -> None:
-    """Raises `UserError` for a picture so long that it would be a decompression bomb once padded, or scaled to be cropped."""
-    edge = max(width, height)
-    if Image.MAX_IMAGE_PIXELS and edge * edge > 4 * Image.MAX_IMAGE_PIXELS:
+def check_size(width: int, height: int, aspect: str) -> None:
+    """Raises `UserError` for a picture so long and thin that it would take gigabytes on its way to CLIP: padded to a square,
+    or with its short edge scaled to CLIP's before the crop. The limits are Pillow's for a decompression bomb, and twice it.
+    """
+    longer, shorter = max(width, height), min(width, height)
+    pixels = longer * longer if aspect == "pad" else CLIP_EDGE * CLIP_EDGE * longer / shorter / 2
+    if Image.MAX_IMAGE_PIXELS and pixels > 2 * Image.MAX_IMAGE_PIXELS:
         raise UserError(f"An image of {width} by {height} pixels is too long to be made a square.")
 
 
@@ -151,7 +155,7 @@ def to_pixels(image: Image.Image, processor: Any, aspect: str) -> torch.Tensor:
         processor: a `CLIPImageProcessorPil`.
         aspect: `pad` (to a square in the processor's mean colour first) or `square` (the processor's centre crop).
     """
-    check_size(*image.size)
+    check_size(*image.size, aspect)
     if aspect == "pad":
         image = to_square(image, tuple(int(c * 255) for c in processor.image_mean))
     return torch.as_tensor(processor.preprocess(image, return_tensors="pt")["pixel_values"][0])

@@ -45,9 +45,10 @@ def choose(kinds: Sequence[Sequence[str]], sources: Sequence[Source], subset: fl
             pool = pool[: max(1, round(len(pool) * source.weight))]
         if source.max_samples is not None:
             pool = pool[: source.max_samples]
-        pool = stratified(pool, each, subset)
         whole, part = divmod(max(1.0, source.weight), 1)
-        taken[i] = sorted(pool * int(whole) + pool[: round(len(pool) * part)])
+        once_more = set(pool[: round(len(pool) * part)])  # of all, so that it does not depend on the subset
+        pool = stratified(pool, each, subset)
+        taken[i] = sorted(pool * int(whole) + [j for j in pool if j in once_more])
     others = sum(map(len, taken))
     for i, (each, source) in enumerate(zip(kinds, sources, strict=True)):
         if source.replay is not None:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from .. import console
 from .audit import BINS, SHORT_WORDS, Audit
 from .dataset import Bad
 
@@ -62,6 +63,11 @@ def warnings(audits: Mapping[str, Audit], max_length: int) -> list[str]:
             lines.append(
                 f"{path}: {len(a.duplicates):,} {'ids stand' if len(a.duplicates) > 1 else 'id stands'} more than once: {_some(a.duplicates)}."
             )
+        if a.empty:
+            lines.append(
+                f"{path}: {len(a.empty):,} samples have an answer of nothing, from which the model learns to say nothing: "
+                f"{_some(a.empty)}."
+            )
         if a.unprompted:
             lines.append(
                 f"{path}: {len(a.unprompted):,} samples have short answers only (up to {SHORT_WORDS} words) and no "
@@ -99,4 +105,4 @@ def lines(found: Mapping[str, Any]) -> list[str]:
     if len(found["bad"]) > 20:
         out.append(f"Bad: and {len(found['bad']) - 20:,} more (--json lists them)")
     out.append(f"checked in {found['seconds']:.1f} s, {found['rows_per_second']:,} rows a second")
-    return out
+    return [console.safe(line) for line in out]

@@ -39,7 +39,7 @@ FEATURES = Features(
         "error": Value("string"),  # why it is no sample; empty for one that is
     }
 )
-VERSION = 1  # of these columns: part of the key that kept rows are found by
+VERSION = 2  # of these columns: part of the key that kept rows are found by
 KEPT = 16 << 20  # bytes; smaller files are quicker to read again than to keep
 HUB = "hub:"
 IMAGE_KEYS = ("image", "images")
@@ -55,7 +55,7 @@ def rows_of(source: Source) -> Dataset:
         return _kept(source.path, source.split, "", "")
     path = Path(source.path)
     root = str((path if path.is_dir() else path.parent) / source.image_root)
-    if not path.exists():
+    if not path.is_file() and not path.is_dir():
         raise UserError(f"No data file at {path}.")
     files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
     stats = [f.stat() for f in files]
@@ -64,7 +64,9 @@ def rows_of(source: Source) -> Dataset:
         if not rows:
             raise UserError(f"{path} holds no samples.")
         return Dataset.from_list(rows, features=FEATURES)
-    stamp = json.dumps([[str(f.resolve()), s.st_size, s.st_mtime_ns] for f, s in zip(files, stats, strict=True)])
+    stamp = json.dumps(
+        [[str(f.resolve()), s.st_size, s.st_mtime_ns, s.st_ctime_ns] for f, s in zip(files, stats, strict=True)]
+    )
     return _kept(source.path, source.split, root, stamp)
 
 
@@ -72,12 +74,20 @@ def _kept(path: str, split: str, root: str, stamp: str) -> Dataset:
     """The rows in the cache of `datasets`, found again by path and stamp; written there the first time, by one process."""
     key = hashlib.sha256(json.dumps([VERSION, path, split, root, stamp]).encode()).hexdigest()[:20]
     file = Path(datasets.config.HF_DATASETS_CACHE) / "qllava" / f"{key}.arrow"
-    if not file.is_file():
+    if not _whole(file):
         file.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(file.with_suffix(".lock")):
-            if not file.is_file():
+            if not _whole(file):
                 _write(file, _rows(path, split, root), path)
     return Dataset.from_file(str(file), info=datasets.DatasetInfo(features=FEATURES))
+
+
+def _whole(file: Path) -> bool:
+    """Whether the kept rows are there, in the size that was noted when they were written."""
+    try:
+        return file.stat().st_size == int(file.with_suffix(".size").read_text())
+    except (OSError, ValueError):
+        return False
 
 
 def _write(file: Path, rows: Iterator[dict[str, Any]], name: str) -> None:
@@ -91,6 +101,7 @@ def _write(file: Path, rows: Iterator[dict[str, Any]], name: str) -> None:
                 writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=schema))
         if not count:
             raise UserError(f"{name} holds no samples.")
+        file.with_suffix(".size").write_text(str(partial.stat().st_size))
         partial.rename(file)
     finally:
         partial.unlink(missing_ok=True)
@@ -107,12 +118,20 @@ def _rows(path: str, split: str, root: str) -> Iterator[dict[str, Any]]:
             yield columns(None, root, where, str(row))
             continue
         try:
-            yield columns(parse(as_llava(row), where), root, where)
+            row = as_llava(row)
+            yield columns(parse(row, where), root, where, words=count_words(row["conversations"]))
         except UserError as error:
             yield columns(None, root, where, str(error), row.get("id") if isinstance(row, dict) else None)
 
 
-def columns(sample: Sample | None, root: str, where: str, error: str = "", name: Any = None) -> dict[str, Any]:
+def count_words(talk: list[dict[str, str]]) -> int:
+    """Words of all messages as they stand in the file, `<image>` among them: the original's measure of length."""
+    return sum(len(turn["value"].split()) for turn in talk) or 1
+
+
+def columns(
+    sample: Sample | None, root: str, where: str, error: str = "", name: Any = None, words: int = 1
+) -> dict[str, Any]:
     """A sample as a row; or, without one, what was wrong with it."""
     if sample is None:
         name = (where if name is None else str(name)).encode("utf-8", "replace").decode()  # halves of surrogate pairs
@@ -120,7 +139,6 @@ def columns(sample: Sample | None, root: str, where: str, error: str = "", name:
             "id": name, "where": where, "root": root, "images": [], "turns": [], "kind": "",
             "words": 0, "answered": False, "error": error,
         }  # fmt: skip
-    words = sum(len(t.text.split()) for t in sample.turns) or 1
     first = sample.images[0] if sample.images else None
     return {
         "id": sample.id,
@@ -128,11 +146,16 @@ def columns(sample: Sample | None, root: str, where: str, error: str = "", name:
         "root": root,
         "images": [{"path": i, "bytes": None} if isinstance(i, str) else {"path": None, "bytes": i} for i in sample.images],
         "turns": [{"role": t.role, "text": t.text, "images": t.images} for t in sample.turns],
-        "kind": kind_of(first if isinstance(first, str) else None if first is None else ""),
+        "kind": kind_of(None if first is None else inside(first, root) if isinstance(first, str) else ""),
         "words": words if sample.images else -words,
         "answered": any(t.role == "assistant" for t in sample.turns),
         "error": "",
     }  # fmt: skip
+
+
+def inside(path: str, root: str) -> str:
+    """The path as it goes on from the root, where it was given whole."""
+    return str(Path(path).relative_to(Path(root).resolve())) if path.startswith(f"{Path(root).resolve()}/") else path
 
 
 def from_columns(row: dict[str, Any]) -> tuple[Sample, Path]:
@@ -190,13 +213,17 @@ def as_llava(row: Any) -> Any:
     if not isinstance(row, dict):
         return row
     row = {**row, **{k: _refs(row[k]) for k in IMAGE_KEYS if row.get(k) is not None}}
-    if row.get("conversations") is not None:
+    talk = row.get("conversations")
+    if isinstance(talk, dict) and all(isinstance(talk.get(k), list) for k in ("from", "value")):  # columns of turns
+        pairs = zip(talk["from"], talk["value"], strict=False)
+        return {**row, "conversations": [{"from": f, "value": v} for f, v in pairs]}
+    if talk is not None:
         return row
     front = "<image>\n" * _count(row)
     if isinstance(row.get("messages"), list):
         return {**row, "conversations": [_message(m) for m in row["messages"]]}
     if isinstance(row.get("question"), str) and isinstance(row.get("answer"), str):
-        pair = (front + row["question"], row["answer"])
+        pair = (row["question"] if "<image>" in row["question"] else front + row["question"], row["answer"])
     elif front and isinstance(caption := row.get("caption", row.get("text")), str):
         pair = (front.strip(), caption)
     else:
@@ -206,7 +233,7 @@ def as_llava(row: Any) -> Any:
 
 def _count(row: dict[str, Any]) -> int:
     found = [row[k] if isinstance(row[k], list) else [row[k]] for k in IMAGE_KEYS if row.get(k) is not None]
-    return len(found[0]) if found else 0
+    return max(map(len, found), default=0)
 
 
 def _refs(value: Any) -> Any:

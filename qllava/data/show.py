@@ -11,6 +11,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from .. import console
 from ..errors import UserError
 from .image import read_image
 from .processing import Processing
@@ -78,12 +79,12 @@ def text(sample: Sample, tokens: Tokens, processing: Processing, with_ids: bool 
     from rich.text import Text
 
     styles = {"supervised": "bold green", "context": "", "image": "bold blue"}
-    out = Text(f"{sample.id}", style="bold")
+    out = Text(console.safe(sample.id), style="bold")
     length = sum(processing.image_tokens if i == IMAGE else 1 for i in tokens.ids)
     cut = ", truncated" if tokens.truncated else ""
     out.append(f"  {length} tokens, {tokens.supervised} supervised{cut}\n", style="dim")
     for span in spans(tokens, processing):
-        out.append(span.text, style=styles[span.kind])
+        out.append(console.safe(span.text), style=styles[span.kind])
     if with_ids:
         out.append("\nids    ", style="dim").append(" ".join(map(str, tokens.ids)))
         out.append("\nlabels ", style="dim").append(" ".join(map(str, tokens.labels)))

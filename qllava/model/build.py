@@ -195,6 +195,7 @@ def load_processing(
     Raises:
         UserError: the base has no tokenizer or image processor, or there is no such template.
     """
+    name = template_for(llm_of(base)) if template == "auto" else template
     base = locate(base)
     whole = isinstance(base, str)
     config = read_config(base if whole else base.vision_tower)
@@ -207,7 +208,7 @@ def load_processing(
     return Processing(
         encoder=Encoder(tokenizer, model_file, after_eos),
         image_processor=load_image_processor(base if whole else base.vision_tower),
-        template=make_template(template_for(llm_of(base)) if template == "auto" else template, tokenizer),
+        template=make_template(name, tokenizer),
         image_aspect_ratio=image_aspect_ratio,
         image_tokens=(vision.image_size // vision.patch_size) ** 2,
         image_token_id=image_token,

@@ -7,9 +7,11 @@ hold the fields of `peft.LoraConfig` and `transformers.BitsAndBytesConfig`. Our 
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
 Positive = Annotated[int, Field(gt=0)]
 Rate = Annotated[float, Field(gt=0, le=1)]
@@ -27,6 +29,24 @@ def _percent(value: Any) -> Any:
 
 
 Percent = Annotated[float, BeforeValidator(_percent), Field(gt=0, le=1)]
+
+
+def _sources(value: Any) -> Any:
+    """Says how sources are written where a list of them is expected and something else stands."""
+    form = "write data: [{path: FILE, image_root: FOLDER}]"
+    if isinstance(value, Mapping):
+        raise PydanticCustomError("sources", f"is a list, which an override replaces as a whole; {form}")
+    if not isinstance(value, Sequence) or isinstance(value, str) or any(isinstance(v, str) for v in value):
+        raise PydanticCustomError("sources", f"is a list of sources, each with its fields; {form}")
+    if not value:
+        raise PydanticCustomError("sources", f"names no source; {form}")
+    return value
+
+
+TemplateName = Literal[
+    "plain", "vicuna_v1", "llava_llama_2", "llama_2", "mistral_instruct", "chatml_direct", "mpt", "v0", "chat_template",
+    "auto",
+]  # fmt: skip
 
 
 class Block(BaseModel):
@@ -47,7 +67,7 @@ class Parts(Block):
 class Source(Block):
     """One set of samples with their images, and how much of it is taken."""
 
-    path: str
+    path: Annotated[str, Field(min_length=1)]
     """LLaVA JSON or JSONL, parquet file, folder (of parquet files, of images with their metadata, or saved by
     `datasets`), or `hub:owner/name` on the hub."""
     image_root: str = "."
@@ -101,16 +121,16 @@ class Recipe(Block):
     """Dtype of frozen weights and of the computation. `auto`: bfloat16 where the device is fast in it, else float32."""
 
     # -- data
-    data: tuple[Source, ...] = Field(min_length=1)
+    data: Annotated[tuple[Source, ...], BeforeValidator(_sources)]
     subset: Percent = 1.0
     """Share of every source that is taken, the same share of each kind of image in it; a smaller one lies in a larger."""
     on_bad: Literal["error", "drop", "report"] = "error"
     """A sample that cannot be used (missing image, broken turns, …): `error` stops before anything is read, `drop` and
     `report` decode everything first and leave it out, and the artifact lists it; `report` also prints each."""
-    template: str = "vicuna_v1"
+    template: TemplateName = "vicuna_v1"
     """How conversations are written: `plain`, `vicuna_v1`, `llava_llama_2`, `llama_2`, `mistral_instruct`,
     `chatml_direct`, `mpt`, `v0`, `chat_template` (the LLM's own), or `auto` (by the LLM, for those of the paper)."""
-    after_eos: Literal["current", "legacy", "4.31"] = "current"
+    after_eos: Annotated[Literal["current", "legacy", "4.31"], BeforeValidator(lambda v: str(v))] = "current"
     """Text right after an end token: as today's LLaVA encodes it, or as older versions of transformers did."""
     image_aspect_ratio: Literal["pad", "square"] = "pad"
     """`pad`: to a square in CLIP's mean colour (LLaVA-1.5's stage 2 and inference). `square`: centre crop (stage 1)."""

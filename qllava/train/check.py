@@ -27,7 +27,7 @@ def check(recipe: Recipe, processes: int | None = None) -> dict[str, Any]:
         processes: that share the work; by default one a core.
 
     Raises:
-        UserError: a source or the base's tokenizer cannot be read, or a source has no sample that can be used.
+        UserError: a source or the base's tokenizer cannot be read.
     """
     processing = load_processing(
         recipe.base, recipe.template, recipe.image_aspect_ratio, recipe.after_eos, recipe.exif_transpose
@@ -45,11 +45,12 @@ def check(recipe: Recipe, processes: int | None = None) -> dict[str, Any]:
             for i, row in zip(sorted(found.bad), wrong, strict=True)
         ]
         tables.append(table.select([i for i in range(len(table)) if i not in found.bad]) if found.bad else table)
-    taken = [0] * len(tables)
-    if all(len(t) for t in tables):
+    taken, unusable = [0] * len(tables), [s.path for s, t in zip(recipe.data, tables, strict=True) if not len(t)]
+    if not unusable:
         taken = mix(tables, recipe.data, recipe.subset, recipe.seed, bad).taken
     report = summary(audits, bad, taken, recipe.max_length)
     report["on_bad"] = recipe.on_bad
+    report["unusable_sources"] = unusable
     report["bad_by_source"] = dict(Counter(b.source for b in bad))
     try:
         report["disk"] = disk_needed(recipe)

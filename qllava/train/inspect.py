@@ -7,15 +7,18 @@ No weight is read, and no image until it is shown.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import get_args
 
+from datasets import Dataset
+
 from .. import console
 from ..data import show
-from ..data.dataset import each
+from ..data.dataset import each, survey
+from ..data.mixture import choose
 from ..data.processing import Processing, load_tokenizer, make_template
 from ..data.rows import from_columns, rows_of
 from ..data.sample import Sample
@@ -30,33 +33,36 @@ Shown = tuple[Sample, Path, Tokens | UserError]  # a sample, its image root, and
 
 @dataclass
 class Inspection:
-    """Sources and how inputs are made of them."""
+    """Samples and how inputs are made of them."""
 
-    sources: tuple[Source, ...]
+    name: str
+    tables: list[Dataset]
+    chosen: list[list[int]]  # of each table: the rows that are taken, and those that cannot be used
+    bad: list[dict[int, str]]  # of each table: rows that cannot be used, and why
     processing: Processing
     max_length: int
 
     def samples(self, only: str | None = None) -> Iterator[Shown]:
-        """Every sample, in the sources' order, or the one whose id is `only`.
+        """Every sample, in the sources' order, or those whose id is `only`.
 
         Raises:
-            UserError: a source cannot be read, or none has that id.
+            UserError: none has that id.
         """
         found = False
-        for source in self.sources:
-            for row in each(rows_of(source)):
+        for table, chosen, bad in zip(self.tables, self.chosen, self.bad, strict=True):
+            for i, row in zip(chosen, each(table.select(chosen)), strict=True):
                 if only is not None and row["id"] != only:
                     continue
                 found = True
                 sample, root = from_columns(row)
                 try:
-                    if row["error"]:
-                        raise UserError(row["error"])
+                    if i in bad:
+                        raise UserError(bad[i])
                     yield sample, root, self.processing.tokens(sample, self.max_length)
                 except UserError as error:
                     yield sample, root, error
         if only is not None and not found:
-            raise UserError(f"No sample has the id {only!r}.")
+            raise UserError(f"No sample that is taken has the id {only!r}.")
 
     def write(
         self, only: str | None = None, limit: int | None = 3, lines: bool = False, ids: bool = False,
@@ -90,7 +96,7 @@ class Inspection:
             out = Console(soft_wrap=True, highlight=False)
             for sample, _, tokens in counted():
                 if isinstance(tokens, UserError):
-                    out.print(str(tokens), style="red", markup=False)
+                    out.print(console.safe(str(tokens)), style="red", markup=False)
                 else:
                     out.print(show.text(sample, tokens, self.processing, ids), end="\n\n")
         return bad
@@ -109,10 +115,11 @@ class Inspection:
         sys.stdout.write(json.dumps(every[0] if single else every, ensure_ascii=False, indent=2) + "\n")
 
     def _page(self, file: Path, shown: Iterator[Shown]) -> None:
-        title = ", ".join(Path(s.path).name for s in self.sources)
         try:
+            if file.exists() and not file.read_bytes()[:200].decode("utf-8", "replace").startswith(show.PAGE[:15]):
+                raise UserError(f"{file} is there already and no page of qllava's; name another file.")
             with file.open("w", encoding="utf-8") as out:
-                out.writelines(show.page(title, shown, self.processing))
+                out.writelines(show.page(self.name, shown, self.processing))
         except OSError as error:
             raise UserError(f"Cannot write {file}: {error}.") from None
         console.note(f"Written to {file}")
@@ -123,7 +130,21 @@ def of_recipe(recipe: Recipe) -> Inspection:
     processing = load_processing(
         recipe.base, recipe.template, recipe.image_aspect_ratio, recipe.after_eos, recipe.exif_transpose
     )
-    return Inspection(recipe.data, processing, recipe.max_length)
+    return _inspection(recipe.data, processing, recipe.max_length, recipe.subset, recipe.seed)
+
+
+def _inspection(
+    sources: Sequence[Source], processing: Processing, max_length: int, subset: float = 1.0, seed: int = 0,
+    images: bool = True,
+) -> Inspection:  # fmt: skip
+    """What is taken of the sources; `images` says whether their files have to be there."""
+    tables = [rows_of(source) for source in sources]
+    bad = [survey(table, processing.template, images) for table in tables]
+    good = [[i for i in range(len(t)) if i not in b] for t, b in zip(tables, bad, strict=True)]
+    kinds = [[kind[i] for i in g] for kind, g in zip((t["kind"][:] for t in tables), good, strict=True)]
+    taken = choose(kinds, sources, subset, seed)
+    chosen = [sorted([g[i] for i in n] + list(b)) for g, n, b in zip(good, taken, bad, strict=True)]
+    return Inspection(", ".join(Path(s.path).name for s in sources), tables, chosen, bad, processing, max_length)
 
 
 def of_file(
@@ -136,7 +157,7 @@ def of_file(
         data: as a recipe's `path`.
         tokenizer: folder or hub id.
         template: a template's name.
-        images: folder that image paths start from; by default the file's.
+        images: folder that image paths start from, in which they have to be; without it, nobody looks for them.
         max_length: positions after which a sample is cut, an image counted with all its `image_tokens`.
 
     Raises:
@@ -151,4 +172,4 @@ def of_file(
         image_aspect_ratio="pad", image_tokens=image_tokens, image_token_id=-1, pad_token_id=-1,
     )  # fmt: skip
     root = "." if images is None else str(Path(images).resolve())
-    return Inspection((Source(path=data, image_root=root),), processing, max_length)
+    return _inspection((Source(path=data, image_root=root),), processing, max_length, images=images is not None)

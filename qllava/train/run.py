@@ -15,7 +15,7 @@ from ..artifact.load import FINAL, find_artifact
 from ..artifact.manifest import Base, Manifest, verify_quick, writing
 from ..data.collate import collate
 from ..data.dataset import Selection, select, training_set
-from ..errors import RunError
+from ..errors import RunError, UserError, plain
 from ..model.adapt import audit, audit_rows, make_trainable
 from ..model.build import load_model, load_processing, portable, sources
 from ..model.device import pick_device, pick_dtype
@@ -23,7 +23,7 @@ from ..model.fingerprint import fingerprint
 from ..model.projector import put_projector, read_projector
 from ..recipe.schema import Recipe
 from .checkpoint import newest_good
-from .start import settle_base, steps_done, steps_wanted, where_to_start
+from .start import same_data, settle_base, steps_done, steps_wanted, where_to_start
 
 PAD_TO = 32  # positions; kernels are made once a shape, and tensor cores like multiples of 8
 
@@ -65,6 +65,8 @@ def train(recipe: Recipe, resume: bool = False) -> Result:
         recipe.base, recipe.template, recipe.image_aspect_ratio, recipe.after_eos, recipe.exif_transpose
     )
     selection = select(recipe, processing)
+    if checkpoint is not None:
+        same_data(checkpoint, selection.digest)
     rows = training_set(selection.rows, processing, recipe.max_length)
     rows[0]  # the first sample is made before a model is read
     set_seed(recipe.seed)
@@ -91,6 +93,13 @@ def train(recipe: Recipe, resume: bool = False) -> Result:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except KeyboardInterrupt:
         raise RunError(_how_to_go_on(out)) from None
+    except UserError as error:  # a sample that could not be made
+        found, _ = newest_good(out)
+        kept = f"The last checkpoint is {found}." if found else f"Nothing was saved in {out}."
+        raise UserError(
+            f"{plain(str(error))}\n{kept} Mend that and go on with --resume, or begin with on_bad=drop, which leaves such "
+            "samples out."
+        ) from None
     finally:
         stop.restore()
     if stop.asked and trainer.state.global_step < trainer.state.max_steps:
@@ -112,6 +121,7 @@ def _manifest(recipe: Recipe, dtype: torch.dtype, parts: list, template: str, se
         recipe=recipe.model_dump(mode="json"),
         report={
             "audit": audit_rows(parts),
+            "data_digest": selection.digest,
             "samples": dict(zip((s.path for s in recipe.data), selection.taken, strict=True)),
             "dropped": [vars(b) for b in selection.dropped],
         },

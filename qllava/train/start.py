@@ -72,6 +72,11 @@ def _compare(recipe: Recipe, checkpoint: Path) -> None:
     wrong = [
         f"{k}: {before[k]} then, {now[k]} now" for k in now if k not in FREE and k in before and before[k] != now[k]
     ]
+    split = "per_device_train_batch_size"  # which the original's order depends on
+    if recipe.order == "original" and before.get(split, now[split]) != now[split]:
+        wrong.append(
+            f"{split}: {before[split]} then, {now[split]} now, and with order: original the order depends on it"
+        )
     if manifest.base is not None and manifest.base.fingerprint != fingerprint(sources(recipe.base)):
         wrong.append(f"base: {manifest.base.source} then, another one now")
     if 0 < recipe.max_steps < steps_done(checkpoint):
@@ -81,6 +86,17 @@ def _compare(recipe: Recipe, checkpoint: Path) -> None:
             f"{checkpoint} is of another run, which this recipe cannot go on with:\n"
             + "\n".join(f"  - {w}" for w in wrong)
             + "\nResume with what the run began with, or begin anew in another output_dir."
+        )
+
+
+def same_data(checkpoint: Path, digest: str) -> None:
+    """Raises `UserError` when the checkpoint's run was made of other samples than those of this digest."""
+    before = read_manifest(checkpoint).report.get("data_digest")
+    if before is not None and before != digest:
+        raise UserError(
+            f"{checkpoint} was trained on other samples than this recipe takes now ({before} then, {digest} now): a file, a "
+            "weight, a cap or what could be used of it has changed. Put the data back as it was, or begin anew in another "
+            "output_dir."
         )
 
 

@@ -57,7 +57,7 @@ def test_an_image_is_decoded_once(scenes, processing, monkeypatch):
         row["image"] = "0.png"
     scenes.write_text(json.dumps(rows))
     seen = []
-    monkeypatch.setattr(module, "check_image", lambda ref, root: seen.append(ref))
+    monkeypatch.setattr(module, "check_image", lambda ref, *_: seen.append(ref))
     audit(table(scenes), processing, 2048)
     assert seen == ["0.png"]
 

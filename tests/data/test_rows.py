@@ -138,8 +138,46 @@ def test_a_large_file_that_is_no_json_leaves_nothing_behind(tmp_path, monkeypatc
 def test_the_originals_lengths_are_kept(tmp_path, picture):
     row = {"id": "a", "image": "dot.png", "conversations": TALK}
     (tmp_path / "a.json").write_text(json.dumps([row]))
-    assert rows_of(Source(path=str(tmp_path / "a.json")))["words"][:] == [5]
+    assert rows_of(Source(path=str(tmp_path / "a.json")))["words"][:] == [6]  # `<image>` is one of them
 
 
 def test_other_layouts_are_left_alone():
     assert as_llava([1]) == [1] and as_llava({"text": "no image"}) == {"text": "no image"}
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda b: b"", lambda b: b[: len(b) // 2], lambda b: b[:-8]], ids=["empty", "half", "end"]
+)
+def test_damaged_kept_rows_are_made_again(tmp_path, monkeypatch, damage):
+    monkeypatch.setattr(rows, "KEPT", 0)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    talk = [{"from": "human", "value": "a b"}, {"from": "gpt", "value": "c"}]
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps([{"id": f"r{i}", "conversations": talk} for i in range(2100)]))
+    assert len(rows_of(Source(path=str(path)))) == 2100
+    (kept,) = (tmp_path / "cache").rglob("*.arrow")
+    kept.write_bytes(damage(kept.read_bytes()))
+    assert len(rows_of(Source(path=str(path)))) == 2100
+
+
+def test_columns_of_turns_are_turns():
+    talk = {"from": ["human", "gpt"], "value": ["a", "b"]}
+    assert as_llava({"conversations": talk})["conversations"] == [
+        {"from": "human", "value": "a"},
+        {"from": "gpt", "value": "b"},
+    ]
+
+
+def test_a_placeholder_in_the_question_is_not_doubled():
+    row = as_llava({"image": "0.png", "question": "<image>\nWhat?", "answer": "x"})
+    assert row["conversations"][0]["value"] == "<image>\nWhat?"
+    row = as_llava({"image": [], "images": ["0.png"], "question": "What?", "answer": "x"})
+    assert row["conversations"][0]["value"] == "<image>\nWhat?"
+
+
+def test_whole_paths_under_the_root_have_a_kind(tmp_path, picture):
+    folder = tmp_path / "pictures" / "dots"
+    folder.mkdir(parents=True)
+    picture.rename(folder / picture.name)
+    (folder.parent / "metadata.jsonl").write_text(json.dumps({"file_name": "dots/dot.png", "text": "a dot"}) + "\n")
+    assert rows_of(Source(path=str(folder.parent)))["kind"][:] == ["dots"]

@@ -136,3 +136,43 @@ def test_a_recipe_can_be_rebuilt_from_its_dump():
 
     recipe = resolve_recipe({**GOOD, "tune": "projector"})
     assert resolve_recipe(Recipe(**recipe.model_dump()).model_dump()) == recipe
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data=/tmp/a.json", "is a list of sources, each with its fields; write data: [{path: FILE"),
+        ("data=[/tmp/a.json]", "is a list of sources"),
+        ("data.0.weight=2", "which an override replaces as a whole"),
+        ("data=[]", "names no source"),
+        ("data=[{path: ''}]", "data.0.path"),
+        ("template=vicuna_v2", "Did you mean 'vicuna_v1'"),
+        ("data=[{path: a.json, replay: 10%}]", "every source is a replay"),
+        ("data=[{path: a.json}, {path: b.json, replay: 10%, weight: 2}]", "weight and max_samples cannot too"),
+        ("order=original", "group_by_modality_length"),
+        ("subset=0%", "subset"),
+    ],
+)
+def test_mistakes_about_data_say_how_it_is_written(override, message):
+    with pytest.raises(UserError) as error:
+        load_recipe("demo/instruct", [override])
+    assert message in str(error.value) and "has 1 mistake:" in str(error.value)
+
+
+def test_all_mistakes_at_once_with_the_templates_name():
+    with pytest.raises(UserError, match="3 mistakes"):
+        load_recipe("demo/instruct", ["template=vicuna_v2", "learning_rate=-1", "after_eos=5"])
+
+
+def test_numbers_and_percentages_are_taken_as_they_are_meant():
+    recipe = load_recipe("demo/instruct", ["after_eos=4.31", "subset=50%"])
+    assert recipe.after_eos == "4.31" and recipe.subset == 0.5
+
+
+def test_the_templates_are_those_that_there_are():
+    from typing import get_args
+
+    from qllava.data.template import NAMES
+    from qllava.recipe.schema import TemplateName
+
+    assert set(get_args(TemplateName)) == {*NAMES, "auto"}

@@ -34,7 +34,7 @@ def test_one_sample_is_one_document(capsys, scenes):
     code, out, _ = run(capsys, *arguments(scenes, "--sample", "s3", "--json"))
     assert code == 0 and json.loads(out)["id"] == "s3"
     code, out, err = run(capsys, *arguments(scenes, "--sample", "nobody"))
-    assert code == 2 and "No sample has the id 'nobody'" in err
+    assert code == 2 and "No sample that is taken has the id 'nobody'" in err
 
 
 def test_without_all_it_is_the_first_few(capsys, scenes):
@@ -124,3 +124,47 @@ def test_check_reads_no_weight(capsys, scenes, tmp_path):
         shutil.copytree(EMBEDDED / part, tmp_path / part, ignore=shutil.ignore_patterns("*.safetensors"))
     base = f"base={{vision_tower: {tmp_path}/vision_tower, llm: {tmp_path}/llm}}"
     assert check(capsys, scenes, base)[0] == 0
+
+
+def test_inspect_shows_what_the_recipe_takes(capsys, scenes):
+    (scenes.parent / "images" / "3.png").unlink()
+    data = f"data=[{{path: {scenes}, image_root: images}}]"
+    code, out, _ = run(capsys, "inspect", "demo/instruct", data, "projector=null", "--all", "--json")
+    records = [json.loads(line) for line in out.splitlines()]
+    assert code == 1 and len(records) == 16 and "No image at" in records[3]["error"]
+    _, out, _ = run(capsys, "inspect", "demo/instruct", data, "projector=null", "subset=40%", "--all", "--json")
+    taken = [r for r in map(json.loads, out.splitlines()) if "error" not in r]
+    assert len(taken) == 5 + 1  # of 13 pictures and 2 texts
+
+
+def test_data_cannot_drive_the_terminal(capsys, scenes):
+    rows = json.loads(scenes.read_text())
+    rows[0]["id"] = "x\x1b[2J\x1b]0;PWNED"
+    rows[0]["conversations"][1]["value"] = "red\u202e \x9b31m"
+    rows[1]["image"] = "no\x1b[31mfile.png"
+    scenes.write_text(json.dumps(rows))
+    _, out, err = run(capsys, *arguments(scenes, "--all"))
+    _, checked, complaint = check(capsys, scenes)
+    for text in (out, err, checked, complaint):
+        assert not any(c in text for c in "\x1b\x9b\u202e")
+    assert "x\\x1b[2J" in out and "red\\u202e \\x9b31m" in out and "no\\x1b[31mfile.png" in checked
+
+
+def test_a_page_is_not_written_over_what_is_none(capsys, scenes, tmp_path):
+    before = scenes.read_text()
+    code, _, err = run(capsys, *arguments(scenes, "--html", scenes))
+    assert code == 2 and "is there already" in err and scenes.read_text() == before
+    for _ in range(2):  # its own page it may write anew
+        assert run(capsys, *arguments(scenes, "--html", tmp_path / "p.html"))[0] == 0
+
+
+def test_check_fails_where_nothing_can_be_used(capsys, scenes, tmp_path):
+    (tmp_path / "gone.json").write_text(json.dumps([{"id": "a", "image": "gone.png", "conversations": []}]))
+    data = f"data=[{{path: {scenes}, image_root: images}}, {{path: {tmp_path}/gone.json}}]"
+    code, _, err = run(capsys, "check", "demo/instruct", data, "projector=null", "--on-bad", "drop")
+    assert code == 1 and "gone.json can be used" in err
+
+
+def test_an_override_needs_a_recipe(capsys, scenes):
+    code, _, err = run(capsys, *arguments(scenes, "subset=1%"))
+    assert code == 2 and "with --data there is no recipe" in err

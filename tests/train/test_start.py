@@ -110,3 +110,31 @@ def test_the_output_dir_of_a_full_run_is_a_base(recipe_values, tmp_path):
     result = train(resolve_recipe({**values, "tune": "projector", "base": str(tmp_path / "full")}))
     manifest = json.loads((result.artifact / "qllava.json").read_text())
     assert manifest["base"]["source"] == str(tmp_path / "full" / "final")
+
+
+def test_other_data_is_refused(cut, scenes):
+    values, _ = cut
+    rows = json.loads(scenes.read_text())
+    scenes.write_text(json.dumps(rows[::-1]))
+    with pytest.raises(UserError, match="was trained on other samples than this recipe takes now"):
+        train(resolve_recipe({**values, "max_steps": 4}), resume=True)
+    with pytest.raises(UserError, match="was trained on other samples"):
+        data = [{**values["data"][0], "weight": 2}]
+        train(resolve_recipe({**values, "max_steps": 4, "data": data}), resume=True)
+    scenes.write_text(json.dumps(rows))
+    assert train(resolve_recipe({**values, "max_steps": 4}), resume=True).steps == 4
+
+
+def test_the_originals_order_is_bound_to_its_split(recipe_values):
+    values = {
+        **recipe_values,
+        "tune": "projector",
+        "group_by_modality_length": True,
+        "order": "original",
+        "save_steps": 1,
+    }
+    values = {k: v for k, v in values.items() if k != "lora"} | {"max_steps": 1}
+    artifact = train(resolve_recipe(values)).artifact
+    shutil.rmtree(artifact)
+    with pytest.raises(UserError, match="per_device_train_batch_size: 2 then, 1 now"):
+        train(resolve_recipe({**values, "max_steps": 2, "per_device_train_batch_size": 1}), resume=True)
