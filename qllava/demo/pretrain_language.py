@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -131,15 +130,6 @@ def row(rng: random.Random, emojis: list, encoder: Encoder, lesson: Lesson) -> R
     return talk_row(corpus.conversation(rng, emojis), encoder, system=rng.random() < 0.5)
 
 
-def retold(rng: random.Random, encoder: Encoder) -> Row:
-    """` A telling of a scene. Another telling of it.`: what stands before is what a caption says, as in stage `align`."""
-    scene = world.sample(rng)
-    first, second = world.tell_enough(rng, scene), world.tell(rng, scene, size=0.5, place=0.5)
-    ids = [encoder.bos, *encoder.encode(f" {first}")]
-    said = encoder.encode(f" {second}\n")
-    return ids + said, [0.0] * len(ids) + [1.0] * len(said)
-
-
 def collate(rows: list[Row]) -> dict[str, torch.Tensor]:
     """[batch, longest] ids padded with 0, mask, and loss weights.
 
@@ -189,50 +179,22 @@ def loss_of(model: LlamaForCausalLM, inputs: dict[str, torch.Tensor]) -> torch.T
     return (each * weights).sum() / weights.sum()
 
 
-def train(tokenizer: Any, out: Path, steps: int, finish: int = 240, size: int = 40, seed: int = 0) -> dict:
-    """Trains and writes the LLM to `out`: first the lessons, for `steps` batches of `size` rows (64 of the bare drills,
-    which are short), then, for `finish` batches with a schedule of their own, telling again what was told.
-
-    With `steps` 0, the LLM that is in `out` is finished.
-    """
+def train(tokenizer: Any, out: Path, steps: int, size: int = 40, seed: int = 0) -> dict:
+    """Trains for `steps` batches of `size` rows (64 of the bare drills, which are short) and writes the LLM to `out`."""
+    rng = random.Random(seed + 100)
     torch.manual_seed(seed)
     encoder, emojis = Encoder(tokenizer, out / "tokenizer.model"), [e for e, _ in emoji.load()]
     # eager: at this length, the backward pass of the fused attention is the slower one on a CPU
-    if steps:
-        model = LlamaForCausalLM._from_config(config(len(tokenizer)), attn_implementation="eager").train()
-        prepare(model)
-    else:
-        model = LlamaForCausalLM.from_pretrained(out, dtype=torch.float32, attn_implementation="eager").train()
-    rng = random.Random(seed + 100)
-
-    def lessons(step: int) -> list[Row]:
-        lesson = next(each for each in LESSONS if step < each.end * steps)
-        return [row(rng, emojis, encoder, lesson) for _ in range(64 if lesson is LESSONS[0] else size)]
-
-    def ending(step: int) -> list[Row]:
-        return [
-            retold(rng, encoder) if rng.random() < 0.5 else row(rng, emojis, encoder, LESSONS[-1]) for _ in range(size)
-        ]
-
-    report = {"lessons": _fit(model, encoder, "lessons", steps, lessons, muon=0.02)} if steps else {}
-    rng = random.Random(seed + 200)
-    report["finish"] = _fit(model, encoder, "finish", finish, ending, muon=0.01)
-    report["read_and_answer"] = read_and_answer(model, encoder, 2000)
-    model.to(torch.float16).save_pretrained(out)
-    return report
-
-
-def _fit(
-    model: LlamaForCausalLM, encoder: Encoder, name: str, steps: int, rows: Callable[[int], list[Row]], muon: float
-) -> dict:
-    """`steps` optimizer steps, each on what `rows` makes for it."""
-    optimizer = Both(model, muon=muon, adamw=muon * 0.075, betas=(0.9, 0.95))
+    model = LlamaForCausalLM._from_config(config(len(tokenizer)), attn_implementation="eager").train()
+    prepare(model)
+    optimizer = Both(model, muon=0.02, adamw=1.5e-3, betas=(0.9, 0.95))
     schedules = optimizer.schedules(steps, warmup=min(30, steps // 5 + 1))
-    meter, count, total = Meter(name, steps), 0, 0
+    meter, rows, total = Meter("language", steps), 0, 0
     for step in range(steps):
-        batch = rows(step)
+        lesson = next(each for each in LESSONS if step < each.end * steps)
+        batch = [row(rng, emojis, encoder, lesson) for _ in range(64 if lesson is LESSONS[0] else size)]
         inputs = collate(batch)
-        count, total = count + len(batch), total + int(inputs["mask"].sum())
+        rows, total = rows + len(batch), total + int(inputs["mask"].sum())
         loss = loss_of(model, inputs)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -240,4 +202,6 @@ def _fit(
         for schedule in schedules:
             schedule.step()
         meter(step, loss.item(), lambda: read_and_answer(model, encoder))
-    return {"rows": count, "tokens": total, **meter.summary()}
+    final = read_and_answer(model, encoder, 2000)
+    model.to(torch.float16).save_pretrained(out)
+    return {"rows": rows, "tokens": total, **meter.summary(), "read_and_answer": final}

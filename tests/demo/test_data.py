@@ -11,7 +11,7 @@ from qllava.data.processing import load_tokenizer
 from qllava.data.sample import read_samples
 from qllava.data.tokens import Encoder
 from qllava.demo import captions, corpus, easyvqa, emoji, world
-from qllava.demo.pretrain_language import LESSONS, OTHER_WEIGHT, TEMPLATE, retold, row
+from qllava.demo.pretrain_language import LESSONS, OTHER_WEIGHT, TEMPLATE, row
 from qllava.model.build import EMBEDDED
 
 
@@ -123,16 +123,6 @@ def test_a_drill_in_chat_holds_the_drill():
     talk = corpus.drill_in_chat(random.Random(3), True)
     told, questions = corpus.drill(random.Random(3), True)
     assert talk[0]["value"].startswith(f"{told}\n{questions[0][0]}") and talk[-1]["value"] == questions[-1][1]
-
-
-def test_what_is_told_again_was_told():
-    encoder, rng = Encoder(*load_tokenizer(str(EMBEDDED / "llm"))), random.Random(9)
-    for _ in range(100):
-        ids, weights = retold(rng, encoder)
-        said = [i for i, w in zip(ids, weights, strict=True) if w == 1.0]
-        first = encoder.tokenizer.decode(ids[1 : -len(said)]).lower()
-        words = [w for w in (*world.SHAPES, *world.COLORS) if w in encoder.tokenizer.decode(said).lower().split()]
-        assert all(w in first for w in words) and said == ids[-len(said) :]
 
 
 def test_every_lesson_makes_rows_that_weigh_answers():
