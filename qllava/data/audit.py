@@ -24,7 +24,7 @@ from .dataset import each, survey
 from .image import Ref, check_image
 from .processing import Processing
 from .rows import from_columns
-from .sample import Sample
+from .sample import PLACEHOLDER, Sample
 from .tokens import IMAGE
 
 # The response-format prompts of LLaVA-1.5's mix and of its evaluation (paper, tables 7 and 8).
@@ -52,6 +52,7 @@ class Audit:
     longest: int = 0
     truncated: int = 0
     lengths: Counter = field(default_factory=Counter)  # upper end of the bin (0: beyond the last): samples
+    blind: list[str] = field(default_factory=list)  # ids of samples with `<image>` in their text and no image
     empty: list[str] = field(default_factory=list)  # ids of samples with an answer of nothing
     unprompted: list[str] = field(default_factory=list)  # ids of samples with short answers and no format prompt
     short: int = 0  # samples whose first answer is short
@@ -157,6 +158,7 @@ class Record:
     truncated: bool = False
     text_only: bool = False
     short: bool = False
+    blind: str = ""  # its id, if it has `<image>` in its text and no image
     empty: str = ""  # its id, if an answer is nothing
     unprompted: str = ""  # its id, if its short answers have no format prompt
 
@@ -185,8 +187,11 @@ def _record(i: int, row: dict[str, Any], processing: Processing, max_length: int
     length = sum(processing.image_tokens if t == IMAGE else 1 for t in tokens.ids)
     short, prompted = short_answers(sample)
     unprompted = sample.id if short and not prompted and processing.template.name != "plain" else ""
+    blind = sample.id if not sample.images and any(PLACEHOLDER in t.text for t in sample.turns) else ""
     empty = sample.id if any(t.role == "assistant" and not t.text.strip() for t in sample.turns) else ""
-    return Record(i, "", length, tokens.supervised, tokens.truncated, not sample.images, short, empty, unprompted)
+    return Record(
+        i, "", length, tokens.supervised, tokens.truncated, not sample.images, short, blind, empty, unprompted
+    )
 
 
 def short_answers(sample: Sample) -> tuple[bool, bool]:
@@ -209,6 +214,8 @@ def _count(found: Audit, record: Record) -> None:
     found.text_only += record.text_only
     found.lengths[next((b for b in BINS if record.length <= b), 0)] += 1
     found.short += record.short
+    if record.blind:
+        found.blind.append(record.blind)
     if record.empty:
         found.empty.append(record.empty)
     if record.unprompted:

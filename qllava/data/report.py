@@ -63,6 +63,11 @@ def warnings(audits: Mapping[str, Audit], max_length: int) -> list[str]:
             lines.append(
                 f"{path}: {len(a.duplicates):,} {'ids stand' if len(a.duplicates) > 1 else 'id stands'} more than once: {_some(a.duplicates)}."
             )
+        if a.blind:
+            lines.append(
+                f"{path}: {len(a.blind):,} samples have '<image>' in their text and no image, so it is read as text: "
+                f"{_some(a.blind)}. The image's path belongs under 'image'."
+            )
         if a.empty:
             lines.append(
                 f"{path}: {len(a.empty):,} samples have an answer of nothing, from which the model learns to say nothing: "

@@ -48,7 +48,10 @@ def read_projector(folder: Path) -> dict[str, torch.Tensor]:
     except SafetensorError as error:
         raise UserError(f"The projector in {folder} is damaged: {error}.") from None
     if not found:
-        raise UserError(f"No projector in {folder}: no {FILE}, and no weights with one.")
+        raise UserError(
+            f"No projector in {folder}: no {FILE}, and no weights with one. A recipe's field `projector` names the run of "
+            "stage align that made it (projector=DIR); run that first."
+        )
     return found
 
 

@@ -117,7 +117,10 @@ def parse_override(text: str) -> dict[str, Any]:
     """`{"lora": {"r": 64}}` from `lora.r=64`; the value is read as YAML."""
     path, equals, value = text.partition("=")
     if not equals or not path.strip():
-        raise UserError(f"'{text}' is no override; write key=value, for example learning_rate=1e-4 or lora.r=64.")
+        raise UserError(
+            f"'{text}' is no override; write key=value, for example learning_rate=1e-4 or "
+            "lora.r=64; a value with spaces goes in quotes: 'data=[{path: mine.json, image_root: images}]'."
+        )
     try:
         parsed: Any = yaml.load(value, Loader=_Loader)
     except yaml.YAMLError:

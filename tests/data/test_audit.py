@@ -126,3 +126,14 @@ def test_a_truncated_jpeg_is_found_at_an_eighth_of_its_size(tmp_path, processing
     (tmp_path / "d.json").write_text(json.dumps(rows))
     found = audit(table(tmp_path / "d.json"), processing, 2048)
     assert list(found.bad) == [1] and "b.jpg cannot be decoded" in found.bad[1]
+
+
+def test_a_misspelt_image_field_is_noticed(scenes, processing):
+    rows = json.loads(scenes.read_text())
+    for row in rows[:2]:
+        row["img"] = row.pop("image")
+    scenes.write_text(json.dumps(rows))
+    found = audit(table(scenes), processing, 2048)
+    assert found.blind == ["s0", "s1"] and found.bad == {}
+    (warning,) = summary({"x.json": found}, [], [16], 2048)["warnings"]
+    assert "2 samples have '<image>' in their text and no image" in warning and "under 'image'" in warning
