@@ -149,7 +149,6 @@ def test_a_recipe_can_be_rebuilt_from_its_dump():
         ("template=vicuna_v2", "Did you mean 'vicuna_v1'"),
         ("data=[{path: a.json, replay: 10%}]", "every source is a replay"),
         ("data=[{path: a.json}, {path: b.json, replay: 10%, weight: 2}]", "weight and max_samples cannot too"),
-        ("order=original", "group_by_modality_length"),
         ("subset=0%", "subset"),
     ],
 )
@@ -157,6 +156,11 @@ def test_mistakes_about_data_say_how_it_is_written(override, message):
     with pytest.raises(UserError) as error:
         load_recipe("demo/instruct", [override])
     assert message in str(error.value) and "has 1 mistake:" in str(error.value)
+
+
+def test_the_originals_order_is_of_grouped_batches():
+    with pytest.raises(UserError, match="Write group_by_modality_length: true"):
+        load_recipe("demo/align", ["order=original"])
 
 
 def test_all_mistakes_at_once_with_the_templates_name():
