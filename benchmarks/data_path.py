@@ -62,11 +62,11 @@ import json, resource, sys, time
 started = time.perf_counter()
 from qllava.data.collate import collate
 from qllava.data.dataset import select, training_set
-from qllava.model.build import load_processing
+from qllava.model.build import processing_for
 from qllava.recipe import load_recipe
 from qllava.train.sampler import SeededSampler
 recipe = load_recipe(sys.argv[1], sys.argv[2:])
-processing = load_processing(recipe.base, recipe.template, recipe.image_aspect_ratio)
+processing = processing_for(recipe)
 imported = time.perf_counter()
 rows = select(recipe, processing).rows
 order = iter(SeededSampler(rows["words"][:], 16, 1, grouped=True))

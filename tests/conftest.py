@@ -39,6 +39,16 @@ def scene_rows(count: int) -> list[dict]:
     return rows
 
 
+TOWER = {  # CLIP ViT-L/14-336
+    "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16,
+    "image_size": 336, "patch_size": 14,
+}  # fmt: skip
+LLMS = {  # Vicuna
+    "7b": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32},
+    "13b": {"hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40, "num_attention_heads": 40},
+}
+
+
 @pytest.fixture
 def scenes(tmp_path: Path) -> Path:
     """A LLaVA JSON of 16 samples (two of them text alone) with its pictures in `images/`."""

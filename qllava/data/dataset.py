@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from os.path import isfile, islink  # unlike Path.is_file, False for a path that is too long
 from pathlib import Path
@@ -127,6 +127,18 @@ class _Links:
         return self.folders[folder] and not islink(f"{self.root}/{path}")  # noqa: PTH114
 
 
+def named(source: Source, table: Dataset, bad: Mapping[int, str]) -> list[Bad]:
+    """The rows of these numbers, each with what is wrong with it."""
+    numbers = sorted(bad)
+    rows = each(table.select(numbers)) if numbers else ()
+    return [Bad(source.path, row["where"], row["id"], bad[i]) for i, row in zip(numbers, rows, strict=True)]
+
+
+def without(table: Dataset, bad: Mapping[int, str]) -> Dataset:
+    """The table's other rows."""
+    return table.select([i for i in range(len(table)) if i not in bad]) if bad else table
+
+
 def refuse(bad: Sequence[Bad]) -> None:
     """Raises `UserError` that names the first bad samples, if there is one."""
     if bad:
@@ -155,12 +167,8 @@ def select(recipe: Recipe, processing: Processing) -> Selection:
             from .audit import audit
 
             bad = audit(table, processing, recipe.max_length, title=source.path).bad
-        if bad:
-            rows = table.select(sorted(bad))
-            dropped += [
-                Bad(source.path, r["where"], r["id"], bad[j]) for j, r in zip(sorted(bad), each(rows), strict=True)
-            ]
-            tables[i] = table.select([j for j in range(len(table)) if j not in bad])
+        dropped += named(source, table, bad)
+        tables[i] = without(table, bad)
     if recipe.on_bad == "error":
         refuse(dropped)
     elif dropped:

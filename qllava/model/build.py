@@ -19,7 +19,7 @@ from ..data.processing import Processing, load_image_processor, load_tokenizer, 
 from ..data.template import template_for
 from ..data.tokens import AfterEos, Encoder
 from ..errors import UserError
-from ..recipe.schema import Parts, Quantization
+from ..recipe.schema import Parts, Quantization, Recipe
 from . import quantize
 
 EMBEDDED = Path(__file__).resolve().parent.parent / "demo" / "assets" / "base"
@@ -214,4 +214,11 @@ def load_processing(
         image_token_id=image_token,
         pad_token_id=pad_token,
         exif=exif,
+    )
+
+
+def processing_for(recipe: Recipe) -> Processing:
+    """How the recipe's run makes its inputs; see `load_processing`."""
+    return load_processing(
+        recipe.base, recipe.template, recipe.image_aspect_ratio, recipe.after_eos, recipe.exif_transpose
     )

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from ..data.audit import Audit, audit
-from ..data.dataset import Bad, each, mix
+from ..data.dataset import Bad, mix, named, without
 from ..data.report import summary
 from ..data.rows import rows_of
 from ..errors import UserError
-from ..model.build import load_processing
+from ..model.build import processing_for
 from ..model.size import disk_needed
 from ..recipe.schema import Recipe
 
@@ -29,9 +29,7 @@ def check(recipe: Recipe, processes: int | None = None) -> dict[str, Any]:
     Raises:
         UserError: a source or the base's tokenizer cannot be read.
     """
-    processing = load_processing(
-        recipe.base, recipe.template, recipe.image_aspect_ratio, recipe.after_eos, recipe.exif_transpose
-    )
+    processing = processing_for(recipe)
     audits: dict[str, Audit] = {}
     bad: list[Bad] = []
     tables = []
@@ -39,12 +37,8 @@ def check(recipe: Recipe, processes: int | None = None) -> dict[str, Any]:
         table = rows_of(source)
         found = audit(table, processing, recipe.max_length, processes, Path(source.path).name)
         audits[source.path if source.path not in audits else f"{source.path} ({len(audits) + 1})"] = found
-        wrong = each(table.select(sorted(found.bad)))
-        bad += [
-            Bad(source.path, row["where"], row["id"], found.bad[i])
-            for i, row in zip(sorted(found.bad), wrong, strict=True)
-        ]
-        tables.append(table.select([i for i in range(len(table)) if i not in found.bad]) if found.bad else table)
+        bad += named(source, table, found.bad)
+        tables.append(without(table, found.bad))
     taken, unusable = [0] * len(tables), [s.path for s, t in zip(recipe.data, tables, strict=True) if not len(t)]
     if not unusable:
         taken = mix(tables, recipe.data, recipe.subset, recipe.seed, bad).taken

@@ -25,7 +25,7 @@ from ..data.sample import Sample
 from ..data.template import template_for
 from ..data.tokens import AfterEos, Encoder, Tokens
 from ..errors import UserError
-from ..model.build import load_processing
+from ..model.build import processing_for
 from ..recipe.schema import Recipe, Source
 
 Shown = tuple[Sample, Path, Tokens | UserError]  # a sample, its image root, and its tokens or why it has none
@@ -127,9 +127,7 @@ class Inspection:
 
 def of_recipe(recipe: Recipe) -> Inspection:
     """What the recipe trains on."""
-    processing = load_processing(
-        recipe.base, recipe.template, recipe.image_aspect_ratio, recipe.after_eos, recipe.exif_transpose
-    )
+    processing = processing_for(recipe)
     return _inspection(recipe.data, processing, recipe.max_length, recipe.subset, recipe.seed)
 
 

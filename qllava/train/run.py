@@ -17,7 +17,7 @@ from ..data.collate import collate
 from ..data.dataset import Selection, select, training_set
 from ..errors import RunError, UserError, plain
 from ..model.adapt import audit, audit_rows, make_trainable
-from ..model.build import load_model, load_processing, portable, sources
+from ..model.build import load_model, portable, processing_for, sources
 from ..model.device import pick_device, pick_dtype
 from ..model.fingerprint import fingerprint
 from ..model.projector import put_projector, read_projector
@@ -61,9 +61,7 @@ def train(recipe: Recipe, resume: bool = False) -> Result:
     device = pick_device()
     dtype = pick_dtype(recipe.dtype, device)
     arguments = trainer_arguments(recipe, launched_processes(), dtype, device)
-    processing = load_processing(
-        recipe.base, recipe.template, recipe.image_aspect_ratio, recipe.after_eos, recipe.exif_transpose
-    )
+    processing = processing_for(recipe)
     selection = select(recipe, processing)
     if checkpoint is not None:
         same_data(checkpoint, selection.digest)

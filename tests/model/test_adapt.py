@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from conftest import LLMS, TOWER
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from qllava.errors import RunError
@@ -14,30 +15,16 @@ from qllava.recipe import resolve_recipe
 from qllava.recipe.schema import Parts, Quantization
 
 EMBEDDED = Parts(vision_tower="embedded", llm="embedded")
-SHAPES = {  # hidden, intermediate, layers, heads; modules, LoRA parameters, projector parameters
-    "7b": ((4096, 11008, 32, 32), (224, 319_815_680, 20_979_712)),
-    "13b": ((5120, 13824, 40, 40), (280, 500_695_040, 31_467_520)),
+SHAPES = {  # modules, LoRA parameters, projector parameters
+    "7b": (224, 319_815_680, 20_979_712),
+    "13b": (280, 500_695_040, 31_467_520),
 }
 
 
 @pytest.mark.parametrize("size", SHAPES)
 def test_counts_on_the_real_shapes(size):
-    (hidden, intermediate, layers, heads), (modules, lora, projector) = SHAPES[size]
-    text = LlamaConfig(
-        hidden_size=hidden,
-        intermediate_size=intermediate,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        vocab_size=32064,
-    )
-    vision = CLIPVisionConfig(
-        hidden_size=1024,
-        intermediate_size=4096,
-        num_hidden_layers=24,
-        num_attention_heads=16,
-        image_size=336,
-        patch_size=14,
-    )
+    modules, lora, projector = SHAPES[size]
+    text, vision = LlamaConfig(**LLMS[size], vocab_size=32064), CLIPVisionConfig(**TOWER)
     with torch.device("meta"):
         model = LlavaForConditionalGeneration(
             LlavaConfig(vision_config=vision.to_dict(), text_config=text.to_dict())
