@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
@@ -30,7 +31,7 @@ def note(message: str) -> None:
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], to: Console = err) -> None:
     """A table; whole numbers get thousands separators and stand right."""
-    grid = Table(title=title, title_justify="left")
+    grid = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     rows = [list(r) for r in rows]
     for i, column in enumerate(columns):
         numeric = bool(rows) and all(isinstance(r[i], int | float) for r in rows)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from os.path import isfile, islink  # unlike Path.is_file, False for a path that is too long
@@ -193,6 +194,24 @@ def mix(
         chosen = [t.select(n) for t, n in zip(tables, taken, strict=True)]
     rows = concatenate_datasets(chosen) if len(chosen) > 1 else chosen[0]
     return Selection(rows, dropped, [len(n) for n in taken], digest(rows))
+
+
+def hold_out(rows: Dataset, share: float, seed: int) -> tuple[Dataset, Dataset | None]:
+    """The rows without, and with only, a random share of the samples; a sample taken twice stays on one side.
+
+    Raises:
+        UserError: one of the two would be empty.
+    """
+    if not share:
+        return rows, None
+    places = rows["where"][:]
+    different = sorted(set(places))
+    held = set(random.Random(f"held out:{seed}").sample(different, max(1, round(len(different) * share))))
+    inside = [i for i, place in enumerate(places) if place in held]
+    outside = [i for i, place in enumerate(places) if place not in held]
+    if not outside:
+        raise UserError(f"With {len(different)} samples, eval_share {share:g} leaves none to train on.")
+    return rows.select(outside), rows.select(inside)
 
 
 def digest(rows: Dataset) -> str:

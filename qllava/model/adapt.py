@@ -1,70 +1,48 @@
-"""What trains: LoRA on the LLM's linears, the projector in float32, all else frozen. And the proof that it is so.
+"""What trains: LoRA, the projector in float32, the vision tower if asked, all else frozen. And the proof that it is so.
 
-In: a frozen LLaVA and a recipe. Out: the model to train (a `PeftModel` for lora and qlora), and the audit's table.
+In: a frozen LLaVA and a recipe. Out: the model to train (a `PeftModel` where there is LoRA), and the audit's table.
 """
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
 from ..errors import RunError
-from ..recipe.schema import Lora, Recipe
-from .projector import projector_of
+from ..recipe.rules import has_lora
+from ..recipe.schema import Recipe
+from .lora import COMPANION, add_lora, lora_layers
+from .projector import llava_of, projector_of
 from .quantize import quantized_linears
+from .tower import tower_parameters
 
-LANGUAGE = "model.language_model."
-TOWER = "vision_tower"
-
-
-def lora_targets(model: nn.Module) -> str:
-    """A regular expression, anchored at the root, for every linear inside the LLM; `lm_head` lies outside."""
-    names = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and n.startswith(LANGUAGE)]
-    shapes = sorted({re.sub(r"\\\.\d+(?=\\\.)", r"\\.\\d+", re.escape(n)) for n in names})
-    return "|".join(shapes)
+PROJECTOR, TOWER = "projector", "vision tower"
+LORA, TOWER_LORA, FROZEN_LORA = "LoRA", "vision tower's LoRA", "LoRA, frozen companion"
 
 
-def add_lora(model: nn.Module, lora: Lora) -> nn.Module:
-    """The model with LoRA on all of the LLM's linears, in float32.
+def make_trainable(model: nn.Module, recipe: Recipe, like: Any = None) -> nn.Module:
+    """Switches on what the recipe trains, with float32 master weights, and leaves all else frozen.
 
-    Raises:
-        RunError: LoRA landed on another set of modules.
+    Args:
+        like: a `LoraConfig` whose shape LoRA takes, instead of the recipe's; see `lora.add_lora`.
     """
-    from peft import LoraConfig, get_peft_model
-
-    linears = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and n.startswith(LANGUAGE)]
-    config = LoraConfig(task_type="CAUSAL_LM", target_modules=lora_targets(model), **lora.model_dump())
-    adapted = get_peft_model(model, config)
-    check_lora(adapted, len(linears))
-    return adapted
-
-
-def lora_modules(model: nn.Module) -> list[str]:
-    """Paths of the modules that carry LoRA, from the LLaVA's root."""
-    return [
-        n.removeprefix("base_model.model.") for n, m in model.named_modules() if hasattr(m, "lora_A") and len(m.lora_A)
-    ]
-
-
-def check_lora(model: nn.Module, expected: int) -> None:
-    """Makes sure that LoRA sits on `expected` modules, all of them in the LLM."""
-    found = lora_modules(model)
-    outside = [n for n in found if not n.startswith(LANGUAGE)]
-    if outside or len(found) != expected:
-        raise RunError(f"LoRA sits on {len(found)} modules instead of {expected}; outside the LLM: {outside[:3]}.")
-
-
-def make_trainable(model: nn.Module, recipe: Recipe) -> nn.Module:
-    """Switches on what the recipe trains, with float32 master weights, and leaves all else frozen."""
-    if recipe.tune in ("lora", "qlora"):
-        model = add_lora(model, recipe.lora)
-    elif recipe.tune == "full":
+    if recipe.tune_vision_tower == "full":
+        read = tower_parameters(model)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name in read)
+    if recipe.tune == "full":
         model.model.language_model.requires_grad_(True)
         model.lm_head.requires_grad_(True)
+    train_anyway = {n for n, p in model.named_parameters() if p.requires_grad}
+    if has_lora(recipe):
+        model = add_lora(model, recipe, like)
+        for name, parameter in model.named_parameters():  # PEFT freezes what is not its own
+            if name.removeprefix("base_model.model.") in train_anyway:
+                parameter.requires_grad_(True)
     projector_of(model).requires_grad_(True)
     for parameter in model.parameters():
         if parameter.requires_grad:
@@ -85,15 +63,17 @@ class Part:
 
 
 def part_of(name: str) -> str:
+    if f".{COMPANION}." in name:
+        return FROZEN_LORA
     if "lora_" in name:
-        return "LoRA"
-    for mark, part in ((TOWER, "vision tower"), ("multi_modal_projector", "projector"), ("lm_head", "lm_head")):
+        return TOWER_LORA if "vision_tower" in name else LORA
+    for mark, part in (("vision_tower", TOWER), ("multi_modal_projector", PROJECTOR), ("lm_head", "lm_head")):
         if mark in name:
             return part
     return "embeddings" if "embed_tokens" in name else "LLM"
 
 
-def audit(model: nn.Module, tune: str) -> list[Part]:
+def audit(model: nn.Module, recipe: Recipe) -> list[Part]:
     """What the model is made of and what of it trains, part by part.
 
     Raises:
@@ -108,18 +88,23 @@ def audit(model: nn.Module, tune: str) -> list[Part]:
         dtypes.setdefault(part, set()).add("4-bit" if size != p.numel() else str(p.dtype).removeprefix("torch."))
         if p.requires_grad and p.dtype != torch.float32:
             raise RunError(f"{name} trains in {p.dtype}; master weights must be float32.")
-    expected = {"projector"} | {"lora": {"LoRA"}, "qlora": {"LoRA"}, "full": {"LLM", "embeddings", "lm_head"}}.get(
-        tune, set()
-    )
+    expected = {PROJECTOR} | ({LORA} if recipe.tune in ("lora", "qlora") else set())
+    expected |= {"LLM", "embeddings", "lm_head"} if recipe.tune == "full" else set()
+    expected |= {"frozen": set(), "full": {TOWER}, "lora": {TOWER_LORA}}[recipe.tune_vision_tower]
+    whole = {part: c["parameters"] for part, c in counts.items()}
+    if TOWER in expected:  # but for what lies behind the layer that is read
+        llava = llava_of(model)
+        read = tower_parameters(llava)
+        whole[TOWER] = sum(p.numel() for n, p in llava.named_parameters() if n in read)
     training = {part for part, c in counts.items() if c["trainable"]}
-    if training - expected or any(counts[p]["trainable"] != counts[p]["parameters"] for p in expected & set(counts)):
+    if training - expected or any(counts[p]["trainable"] != whole[p] for p in expected & set(counts)):
         raise RunError(
-            f"With tune '{tune}', {sorted(expected)} must train whole and nothing else, but {sorted(training)} do."
+            f"With tune '{recipe.tune}', {sorted(expected)} must train whole and nothing else, but {sorted(training)} do."
         )
     quantized = Counter(part_of(n) for n in quantized_linears(model))
-    if bool(quantized) != (tune == "qlora") or set(quantized) - {"LLM"}:
-        raise RunError(f"With tune '{tune}', 4-bit linears are in: {dict(quantized)}.")
-    lora = len(lora_modules(model))
+    if bool(quantized) != (recipe.tune == "qlora") or set(quantized) - {"LLM"}:
+        raise RunError(f"With tune '{recipe.tune}', 4-bit linears are in: {dict(quantized)}.")
+    carriers = Counter(TOWER_LORA if "vision_tower" in n else LORA for n in lora_layers(model))
     return [
         Part(
             part,
@@ -127,7 +112,7 @@ def audit(model: nn.Module, tune: str) -> list[Part]:
             c["trainable"],
             "+".join(sorted(dtypes[part])),
             quantized[part],
-            lora if part == "LoRA" else 0,
+            carriers[part],
         )
         for part, c in counts.items()
     ]

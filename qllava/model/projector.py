@@ -18,10 +18,14 @@ FILE = "projector.safetensors"
 MARK = "multi_modal_projector."
 
 
+def llava_of(model: torch.nn.Module) -> torch.nn.Module:
+    """The LLaVA itself, wrapped by PEFT or not."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
 def projector_of(model: torch.nn.Module) -> torch.nn.Module:
     """The projector of a LLaVA, wrapped by PEFT or not."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return base.model.multi_modal_projector
+    return llava_of(model).model.multi_modal_projector
 
 
 def save_projector(model: torch.nn.Module, folder: Path) -> None:

@@ -64,12 +64,20 @@ def check(model: nn.Module, language_prefix: str = "model.language_model.") -> i
 
 
 @torch.no_grad()
+def dequantized(module: nn.Module) -> torch.Tensor:
+    """A linear's weight [out, in] in float32, whether it is held in 4 bits or plain; always a copy."""
+    import bitsandbytes
+
+    if isinstance(module, bitsandbytes.nn.Linear4bit):
+        return bitsandbytes.functional.dequantize_4bit(module.weight.data, module.weight.quant_state).float()
+    return module.weight.detach().float().clone()
+
+
+@torch.no_grad()
 def dequantize(model: nn.Module) -> nn.Module:
     """The model with every 4-bit linear replaced by a plain one that holds the same weights in float32."""
-    import bitsandbytes.functional
-
     for name, module in quantized_linears(model).items():
-        weight = bitsandbytes.functional.dequantize_4bit(module.weight.data, module.weight.quant_state).float()
+        weight = dequantized(module)
         plain = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
         plain.weight = nn.Parameter(weight, requires_grad=False)
         plain.bias = module.bias

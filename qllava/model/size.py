@@ -13,68 +13,69 @@ from torch import nn
 from transformers import LlavaConfig
 from transformers import LlavaForConditionalGeneration as Llava
 
-from ..recipe.schema import Parts, Recipe
-from .adapt import LANGUAGE
+from ..recipe.schema import Recipe
+from .adapt import make_trainable
 from .build import locate, read_config
+from .lora import is_plain, lora_layers
+from .projector import projector_of
 
 
 @dataclass(frozen=True)
 class Size:
     """Numbers of parameters."""
 
-    total: int
+    total: int  # of the base
     language_model: int  # with lm_head
     projector: int
     lora: int
     lora_modules: int
-
-    def trainable(self, tune: str) -> int:
-        """Parameters that a run with this `tune` trains."""
-        extra = {"projector": 0, "full": self.language_model, "lora": self.lora, "qlora": self.lora}[tune]
-        return self.projector + extra
+    trainable: int  # of all that the recipe trains
 
 
-def size_of(base: str | Parts, rank: int) -> Size:
-    """Sizes of the base with LoRA of that rank on the LLM's linears.
+def size_of(recipe: Recipe) -> Size:
+    """Sizes of the recipe's model, made without weights.
 
     Raises:
         UserError: the base has no configuration to read.
     """
-    base = locate(base)
+    base = locate(recipe.base)
     if isinstance(base, str):
         config = read_config(base)
     else:
         tower, llm = read_config(base.vision_tower), read_config(base.llm)
         config = LlavaConfig(
             vision_config=getattr(tower, "vision_config", tower).to_dict(), text_config=llm.to_dict(),
-            tie_word_embeddings=llm.tie_word_embeddings,
+            tie_word_embeddings=llm.tie_word_embeddings, vision_feature_layer=base.vision_feature_layer,
         )  # fmt: skip
     with torch.device("meta"):
-        model = Llava(config)
-
-    def count(module: nn.Module) -> int:
-        return sum(p.numel() for p in module.parameters())
-
-    linears = [m for n, m in model.named_modules() if isinstance(m, nn.Linear) and n.startswith(LANGUAGE)]
-    language = model.model.language_model
+        model = Llava(config).requires_grad_(False)
+        total, language = _count(model), _count(model.model.language_model)
+        language += 0 if config.tie_word_embeddings else _count(model.lm_head)
+        model = make_trainable(model, recipe)
     return Size(
-        total=count(model),
-        language_model=count(language) + (0 if config.tie_word_embeddings else count(model.lm_head)),
-        projector=count(model.model.multi_modal_projector),
-        lora=sum(rank * (m.in_features + m.out_features) for m in linears),
-        lora_modules=len(linears),
+        total=total,
+        language_model=language,
+        projector=_count(projector_of(model)),
+        lora=sum(p.numel() for n, p in model.named_parameters() if "lora_" in n),
+        lora_modules=len(lora_layers(model)),
+        trainable=sum(p.numel() for p in model.parameters() if p.requires_grad),
     )
+
+
+def _count(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
 
 
 def disk_needed(recipe: Recipe) -> dict[str, int | str]:
     """Bytes that a run writes at most: checkpoints (weights in float32 and the optimizer's two moments) and the artifact."""
-    trained = size_of(recipe.base, recipe.lora.r).trainable(recipe.tune)
-    weights, optimizer = 4 * trained, 8 * trained
+    size = size_of(recipe)
+    weights, optimizer = 4 * size.trainable, 8 * size.trainable
+    weights += 0 if is_plain(recipe) else 4 * size.lora  # the companion
     kept = (recipe.save_total_limit or 0) + 1  # the next one is written before the oldest goes
     per_checkpoint = weights + optimizer
     limit = f"{kept} checkpoints" if recipe.save_total_limit else "1 checkpoint and as many more as are saved"
     return {
         "bytes": kept * per_checkpoint + weights,
         "what": f"{limit} of {per_checkpoint / 2**20:,.0f} MiB, the artifact {weights / 2**20:,.0f} MiB",
-        "trainable_parameters": trained,
+        "trainable_parameters": size.trainable,
     }

@@ -82,8 +82,17 @@ class Source(Block):
     """As many random samples as this share of all other sources' (`10%` or 0.1): a general set beside a domain's."""
 
 
+class Eva(Block):
+    """Fields of `peft.EvaConfig`."""
+
+    rho: Annotated[float, Field(ge=1)] = 2.0
+    """How far ranks may move between modules: at most `rho` times `r`; 1 leaves them as they are."""
+    tau: Annotated[float, Field(gt=0, le=1)] = 0.99
+    whiten: bool = False
+
+
 class Lora(Block):
-    """Fields of `peft.LoraConfig`. It goes on every linear of the LLM but `lm_head`, and nowhere else."""
+    """Fields of `peft.LoraConfig`. It goes on every linear of the LLM but `lm_head`, and nowhere else unless asked."""
 
     r: Positive = 128
     lora_alpha: Annotated[float, Field(gt=0)] = 256
@@ -91,7 +100,17 @@ class Lora(Block):
     bias: Literal["none"] = "none"
     use_rslora: bool = False
     use_dora: bool = False
-    init_lora_weights: bool | Literal["gaussian", "orthogonal"] = True
+    init_lora_weights: (
+        bool
+        | Literal["gaussian", "orthogonal", "eva", "olora", "pissa", "loftq"]
+        | Annotated[str, Field(pattern=r"^pissa_niter_[1-9]\d*$")]
+    ) = True
+    """As in PEFT. `pissa`, `pissa_niter_N` and `olora` start from the base's own weights, `eva` from the activations of the
+    first batches, `loftq` from what 4 bits lost. What is saved is plain LoRA on the base as it was, whatever the start."""
+    eva_config: Eva = Eva()
+    rank_pattern: dict[str, Positive] = {}
+    """Another rank for modules by name (`mlp.down_proj: 64`, or a regular expression for the end of the path)."""
+    alpha_pattern: dict[str, Annotated[float, Field(gt=0)]] = {}
 
 
 class Quantization(Block):
@@ -110,11 +129,18 @@ class Recipe(Block):
     stage: Literal["align", "instruct"]
     """`align`: the projector learns from captions. `instruct`: visual instruction tuning."""
     tune: Literal["projector", "full", "lora", "qlora"]
-    """What trains. The projector is fully trained in every one of them; the vision tower in none."""
+    """What trains of the LLM. The projector is fully trained in every one of them."""
+    tune_vision_tower: Literal["frozen", "full", "lora"] = "frozen"
+    """What trains of the vision tower: nothing, all of it that the projector sees, or LoRA (as the block `lora` says)."""
     base: str | Parts
     """A LLaVA (folder, hub id or artifact), or the parts to assemble one from."""
     projector: str | None = None
     """Artifact (of stage `align`, say) or folder to take the projector's first weights from."""
+    adapter: str | None = None
+    """Artifact of an adapter on this base, to start from."""
+    adapter_start: Literal["continue", "stack", "merge-then-new"] = "continue"
+    """What `adapter` is for: `continue` trains it on; `stack` leaves it as it is and trains a second one on top, and both
+    are saved as one; `merge-then-new` merges it into a new base (`output_dir/base`) and trains a new one on that."""
     lora: Lora = Lora()
     quantization: Quantization = Quantization()
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -152,6 +178,13 @@ class Recipe(Block):
     learning_rate: Rate
     projector_learning_rate: Rate | None = None
     """The projector's own rate (the original's `mm_projector_lr`); without it, `learning_rate`."""
+    vision_tower_learning_rate: Rate | None = None
+    """The vision tower's own rate (LLaVA-NeXT's `mm_vision_tower_lr`, 2e-6 there); without it, `learning_rate`."""
+    loraplus_lr_ratio: Annotated[float, Field(gt=0)] | None = None
+    """LoRA+: the rate of LoRA's B matrices as a multiple of its A matrices' (16 in the paper)."""
+    loss_average: Literal["global_batch", "per_micro_batch"] = "global_batch"
+    """Over which supervised tokens the loss is a mean: all of the global batch's, however it is split; or, as the
+    original, each micro-batch's, whose means are averaged, so that tokens of short answers weigh more."""
     lr_scheduler_type: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "cosine"
     warmup_steps: Annotated[float, Field(ge=0)] = 0.03
     """As in transformers 5: below 1 a share of all steps, else a number of steps."""
@@ -177,3 +210,18 @@ class Recipe(Block):
     save_total_limit: Positive | None = 2
     report_to: tuple[str, ...] = ()
     """Trackers by transformers' names: `tensorboard`, `wandb`, …"""
+
+    # -- what is watched
+    eval_share: Annotated[float, BeforeValidator(_percent), Field(ge=0, lt=1)] = 0.0
+    """Share of the samples that is held out of training, to measure the loss on (`2%` or 0.02)."""
+    eval_steps: Annotated[float, Field(gt=0)] = 0.1
+    """Below 1 a share of all steps, else a number of steps. Counts for the sample answers, too."""
+    early_stopping_patience: Positive | None = None
+    """Ends the run when the held-out loss has not fallen for so many evaluations, and keeps the best state."""
+    sample_generations: Annotated[int, Field(ge=0, le=64)] = 0
+    """So many questions, always the same, are answered at every evaluation and written to `samples.jsonl`."""
+    divergence_factor: Annotated[float, Field(gt=1)] | None = 3.0
+    """Stops the run when the median loss of 20 steps is so many times the lowest such median; null never does."""
+    push_to_hub: str | None = None
+    """Repository (`owner/name`) that the finished artifact is sent to."""
+    hub_private_repo: bool = True

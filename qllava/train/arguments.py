@@ -59,6 +59,9 @@ def _config(recipe: Recipe, world_size: int, dtype: torch.dtype, device: torch.d
         use_cpu=device.type == "cpu",
         save_strategy="steps",
         logging_strategy="steps",
+        eval_strategy="steps" if recipe.eval_share or recipe.sample_generations else "no",
+        eval_steps=recipe.eval_steps,
+        per_device_eval_batch_size=recipe.per_device_train_batch_size,
         logging_first_step=True,
         logging_nan_inf_filter=False,  # its default logs a loss of 0.0 where there is NaN
         disable_tqdm=True,

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
+import shutil
+from collections.abc import Collection
 from pathlib import Path
 
 from ..artifact.manifest import verify
 from ..errors import RunError, UserError
 
+SAVING = ".saving"  # where a checkpoint is before it is one
+PROBE = "probe"  # what is written to see that something can be; processes do it side by side
 NAME = re.compile(r"checkpoint-(\d+)")
 NEEDED = (
     "optimizer.pt",
@@ -38,10 +42,37 @@ def newest_good(output_dir: Path) -> tuple[Path | None, dict[Path, str]]:
     return None, complaints
 
 
-def set_aside(folder: Path) -> Path:
-    """Renames a damaged checkpoint, so that the resumed run can write its own in that place; returns where it is now."""
-    target, number = folder.with_name(f"damaged-{folder.name}"), 1
+def number_of(checkpoint: Path) -> int:
+    """The step that a checkpoint was written after."""
+    return int(NAME.fullmatch(checkpoint.name)[1])
+
+
+def rotate(output_dir: Path, limit: int | None, keep: Collection[int] = ()) -> None:
+    """Deletes the oldest checkpoints beyond `limit`, but never the newest that is not past one of the steps `keep`."""
+    found = checkpoints(output_dir)
+    if limit is None:
+        return
+    safe = {found[0]} if found else set()
+    for step in keep:
+        safe |= set([c for c in found if number_of(c) <= step][:1])
+    doomed = [c for c in reversed(found) if c not in safe][: max(0, len(found) - limit)]
+    for folder in doomed:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def sweep(output_dir: Path) -> None:
+    """Removes what a killed run left half written."""
+    if output_dir.is_dir():
+        for folder in output_dir.glob(".*"):
+            partial = folder.name.endswith(".partial") and not folder.name.startswith(f".{PROBE}.")
+            if folder.name == SAVING or partial:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def set_aside(folder: Path, why: str = "damaged") -> Path:
+    """Renames a checkpoint that is not to be gone on with, so that another can take its place; returns where it is now."""
+    target, number = folder.with_name(f"{why}-{folder.name}"), 1
     while target.exists():
         number += 1
-        target = folder.with_name(f"damaged-{folder.name}-{number}")
+        target = folder.with_name(f"{why}-{folder.name}-{number}")
     return folder.rename(target)

@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 import functools
-import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from .. import console
-from ..artifact.load import FINAL, find_artifact
-from ..artifact.manifest import Base, Manifest, verify_quick, writing
+from ..artifact.load import FINAL
+from ..artifact.manifest import Base, Manifest, writing
 from ..data.collate import collate
-from ..data.dataset import Selection, select, training_set
+from ..data.dataset import Selection, hold_out, select, training_set
 from ..errors import RunError, UserError, plain
-from ..model.adapt import audit, audit_rows, make_trainable
-from ..model.build import load_model, portable, processing_for, sources
+from ..model.adapt import audit, audit_rows
+from ..model.build import portable, processing_for, sources
 from ..model.device import pick_device, pick_dtype
 from ..model.fingerprint import fingerprint
-from ..model.projector import put_projector, read_projector
 from ..recipe.schema import Recipe
-from .checkpoint import newest_good
-from .start import same_data, settle_base, steps_done, steps_wanted, where_to_start
+from . import card
+from .begin import begin
+from .checkpoint import newest_good, number_of, set_aside
+from .guards import BadStep, Diverged
+from .optimizer import rates
+from .start import merge_first, same_data, settle_adapter, settle_base, steps_done, steps_wanted, where_to_start
 
 PAD_TO = 32  # positions; kernels are made once a shape, and tensor cores like multiples of 8
 
@@ -54,58 +59,103 @@ def train(recipe: Recipe, resume: bool = False) -> Result:
     from transformers import set_seed
 
     from .arguments import launched_processes, trainer_arguments
+    from .dry import dry_save
 
     out = Path(recipe.output_dir)
     recipe = settle_base(recipe)
+    recipe, adapter = settle_adapter(recipe)
     checkpoint = where_to_start(recipe, resume)
+    card.check_hub(recipe)
     device = pick_device()
     dtype = pick_dtype(recipe.dtype, device)
     arguments = trainer_arguments(recipe, launched_processes(), dtype, device)
+    started_from = adapter
+    if adapter is not None and recipe.adapter is None:  # it is in the new base
+        with arguments.main_process_first(local=False, desc="merging"):
+            merge_first(recipe, adapter)
+        adapter = None
     processing = processing_for(recipe)
     selection = select(recipe, processing)
     if checkpoint is not None:
         same_data(checkpoint, selection.digest)
-    rows = training_set(selection.rows, processing, recipe.max_length)
+    chosen, held = hold_out(selection.rows, recipe.eval_share, recipe.seed)
+    rows = training_set(chosen, processing, recipe.max_length)
     rows[0]  # the first sample is made before a model is read
     set_seed(recipe.seed)
-    model = load_model(recipe.base, dtype, device, recipe.quantization if recipe.tune == "qlora" else None)
-    if recipe.projector is not None:
-        artifact = find_artifact(recipe.projector)
-        if artifact is not None:
-            verify_quick(artifact)
-        folder = artifact or Path(recipe.projector)
-        put_projector(model, read_projector(folder), folder)
-    model = make_trainable(model, recipe)
-    parts = audit(model, recipe.tune)
-    _show(parts)
-    if recipe.gradient_checkpointing:
-        _checkpoint_language_model(model)
-    manifest = _manifest(recipe, dtype, parts, processing.template.name, selection)
-    trainer, history, stop = _trainer(recipe, model, processing, rows, manifest, arguments)
-    started = time.perf_counter()
+    put_together = functools.partial(collate, processing=processing, multiple=PAD_TO)
+    model = begin(recipe, dtype, device, first_batches(recipe, rows, put_together), adapter, checkpoint)
+    parts = audit(model, recipe)
+    _show(parts, rates(model, recipe))
+    manifest = _manifest(recipe, dtype, parts, processing.template.name, selection, started_from)
+    watch = _watch(recipe, processing, chosen, held)
+    trainer, history, stop = _trainer(recipe, model, processing, rows, put_together, manifest, arguments, watch)
+    meter = card.Meter()
     if checkpoint is not None and steps_done(checkpoint) >= steps_wanted(checkpoint, recipe):
         trainer.restore(checkpoint)  # it had ended but for its artifact
-        return _finish(trainer, out, manifest, history, time.perf_counter() - started, parts)
+        return _finish(trainer, out, manifest, history, meter, parts)
+    dry_save(trainer, out)
     stop.install()
     try:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    except KeyboardInterrupt:
-        raise RunError(_how_to_go_on(out)) from None
-    except UserError as error:  # a sample that could not be made
-        found, _ = newest_good(out)
-        kept = f"The last checkpoint is {found}." if found else f"Nothing was saved in {out}."
-        raise UserError(
-            f"{plain(str(error))}\n{kept} Mend that and go on with --resume, or begin with on_bad=drop, which leaves such "
-            "samples out."
-        ) from None
+        with _explained(trainer, out):
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finally:
         stop.restore()
     if stop.asked and trainer.state.global_step < trainer.state.max_steps:
         raise RunError(_how_to_go_on(out))
-    return _finish(trainer, out, manifest, history, time.perf_counter() - started, parts)
+    return _finish(trainer, out, manifest, history, meter, parts)
 
 
-def _manifest(recipe: Recipe, dtype: torch.dtype, parts: list, template: str, selection: Selection) -> Manifest:
+def first_batches(recipe: Recipe, rows: Any, put_together: Any) -> Any:
+    """The training data in batches of a seeded order, the same in every process: for starts that look at it."""
+    from torch.utils.data import DataLoader
+
+    from .sampler import SeededSampler
+
+    size = recipe.per_device_train_batch_size
+    order = SeededSampler([1] * len(rows), size, recipe.seed)
+    return DataLoader(rows, batch_size=size, sampler=order, collate_fn=put_together)
+
+
+@contextmanager
+def _explained(trainer: Any, out: Path) -> Iterator[None]:
+    """Adds to an error of the run where the last good state is and how to go on; keeps that state first."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise RunError(_how_to_go_on(out)) from None
+    except UserError as error:  # a sample that could not be made
+        raise UserError(
+            f"{plain(str(error))}\n{_kept(out)} Mend that and go on with --resume, or begin with on_bad=drop, which leaves such "
+            "samples out."
+        ) from None
+    except RunError as error:
+        if isinstance(error, BadStep):
+            trainer.keep_good_state()
+        if isinstance(error, Diverged) and trainer.args.should_save:
+            for folder in [c for c in out.glob("checkpoint-*") if number_of(c) > trainer.divergence.good]:
+                console.note(f"{folder} was written after all was well; it is now {set_aside(folder, 'diverged')}.")
+        trainer.accelerator.wait_for_everyone()
+        raise RunError(f"{error}\n{_kept(out)}") from None
+
+
+def _kept(out: Path) -> str:
+    found, _ = newest_good(out)
+    return f"The last good checkpoint is {found}." if found else f"No checkpoint was saved in {out}."
+
+
+def _watch(recipe: Recipe, processing: Any, chosen: Any, held: Any) -> Any:
+    from .watch import Watch, choose_questions
+
+    if held is None and not recipe.sample_generations:
+        return None
+    pool = chosen if held is None else held
+    features = None if held is None else training_set(held, processing, recipe.max_length)
+    return Watch(features, choose_questions(pool, recipe.sample_generations, recipe.seed))
+
+
+def _manifest(
+    recipe: Recipe, dtype: torch.dtype, parts: list, template: str, selection: Selection, adapter: Path | None
+) -> Manifest:
     return Manifest(
         kind="model" if recipe.tune == "full" else "adapter",
         holds="model" if recipe.tune == "full" else "adapter",
@@ -122,11 +172,14 @@ def _manifest(recipe: Recipe, dtype: torch.dtype, parts: list, template: str, se
             "data_digest": selection.digest,
             "samples": dict(zip((s.path for s in recipe.data), selection.taken, strict=True)),
             "dropped": [vars(b) for b in selection.dropped],
+            **({"started_from": str(adapter), "how": recipe.adapter_start} if adapter is not None else {}),
         },
     )
 
 
-def _trainer(recipe: Recipe, model: Any, processing: Any, rows: Any, manifest: Manifest, arguments: Any) -> Any:
+def _trainer(
+    recipe: Recipe, model: Any, processing: Any, rows: Any, put_together: Any, manifest: Manifest, arguments: Any, watch: Any
+) -> Any:  # fmt: skip
     from transformers import PrinterCallback
 
     from .callbacks import OrderlyStop, Progress
@@ -137,12 +190,14 @@ def _trainer(recipe: Recipe, model: Any, processing: Any, rows: Any, manifest: M
         model=model,
         args=arguments,
         train_dataset=rows,
-        data_collator=functools.partial(collate, processing=processing, multiple=PAD_TO),
+        eval_dataset=rows if watch is not None else None,  # what is held out, `watch` knows
+        data_collator=put_together,
         processing_class=processing.encoder.tokenizer,
         callbacks=[history, stop],
         recipe=recipe,
         processing=processing,
         manifest=manifest,
+        watch=watch,
     )
     trainer.remove_callback(PrinterCallback)  # it prints on stdout
     together = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
@@ -154,39 +209,30 @@ def _trainer(recipe: Recipe, model: Any, processing: Any, rows: Any, manifest: M
     return trainer, history, stop
 
 
-def _checkpoint_language_model(model: Any) -> None:
-    """Recomputes the LLM's activations, and leaves the frozen tower without a graph.
-
-    Non-reentrant, so that no gradient has to enter at the embeddings: the hook for that would reach CLIP as well.
-    """
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    base.model.language_model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-
-
-def _finish(trainer: Any, out: Path, manifest: Manifest, history: Any, seconds: float, parts: list) -> Result:
-    from .trainer import peak_memory
-
-    losses = [entry["loss"] for entry in history.history]
-    report = {
-        "steps": trainer.state.global_step,
-        "seconds": round(seconds, 1),
-        "peak_memory_mib": peak_memory(),
-        "loss": losses[-1] if losses else None,
-    }
+def _finish(trainer: Any, out: Path, manifest: Manifest, history: Any, meter: card.Meter, parts: list) -> Result:
+    recipe = trainer.recipe
+    if recipe.early_stopping_patience and trainer.state.best_global_step:
+        trainer.restore_weights(out / f"checkpoint-{trainer.state.best_global_step}")
+        console.note(f"The best held-out loss was at step {trainer.state.best_global_step}; its weights are kept.")
+    report = meter.report(trainer, history.history)
     final = manifest.model_copy(update={"report": {**manifest.report, **report}})
     if trainer.args.should_save:
-        with writing(out / FINAL, final) as folder:
-            trainer.write_weights(folder)
+        try:
+            with writing(out / FINAL, final) as folder:
+                trainer.write_weights(folder)
+                card.model_card(final, folder)
+            card.run_card(final, history.history, out)
+        except (OSError, SafetensorError, RuntimeError) as error:
+            raise RunError(
+                f"{out / FINAL} could not be written: {str(error).splitlines()[0]}. {_kept(out)} Make room, then end the run "
+                "with --resume."
+            ) from None
+        card.push(recipe, out / FINAL)
     trainer.accelerator.wait_for_everyone()
     return Result(
-        out / FINAL,
-        report["steps"],
-        report["seconds"],
-        report["peak_memory_mib"],
-        report["loss"],
-        audit_rows(parts),
+        out / FINAL, report["steps"], report["seconds"], report["peak_memory_mib"], report["loss"], audit_rows(parts),
         history.history,
-    )
+    )  # fmt: skip
 
 
 def _how_to_go_on(out: Path) -> str:
@@ -196,9 +242,12 @@ def _how_to_go_on(out: Path) -> str:
     return f"Interrupted. The last checkpoint is {found}. Go on with the same command and --resume."
 
 
-def _show(parts: list) -> None:
+def _show(parts: list, speeds: dict[str, tuple[str, str]]) -> None:
     console.table(
         "What trains",
-        ("part", "parameters", "trainable", "dtype", "4-bit linears", "LoRA modules"),
-        [(p.part, p.parameters, p.trainable, p.dtype, p.quantized, p.lora) for p in parts],
+        ("part", "parameters", "trainable", "dtype", "4-bit linears", "LoRA modules", "learning rate", "weight decay"),
+        [
+            (p.part, p.parameters, p.trainable, p.dtype, p.quantized, p.lora, *speeds.get(p.part, ("", "")))
+            for p in parts
+        ],
     )

@@ -8,18 +8,23 @@ import json
 from pathlib import Path
 
 from .. import console
-from ..artifact.load import FINAL, find_artifact
-from ..artifact.manifest import can_write, read_manifest
+from ..artifact.adapter import CONFIG, read_lora
+from ..artifact.load import FINAL, check_base, find_artifact
+from ..artifact.manifest import can_write, read_manifest, verify, verify_quick
+from ..artifact.merge import merge
 from ..errors import UserError
 from ..model.build import sources
 from ..model.fingerprint import fingerprint
 from ..recipe.schema import Recipe
-from .checkpoint import checkpoints, newest_good, set_aside
+from .checkpoint import PROBE, checkpoints, newest_good, set_aside, sweep
+
+MERGED = "base"  # in output_dir: what adapter_start: merge-then-new trains on
 
 # What may differ between a run and its resumption: when it ends, what it says, and how it shares out the same work.
 FREE = {
     "output_dir", "max_steps", "num_train_epochs", "save_steps", "save_total_limit", "logging_steps", "report_to",
     "dataloader_num_workers", "per_device_train_batch_size", "gradient_checkpointing", "projector", "data", "base",
+    "adapter", "sample_generations", "divergence_factor", "push_to_hub", "hub_private_repo",
 }  # fmt: skip
 
 
@@ -40,6 +45,59 @@ def settle_base(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"base": str(folder)})
 
 
+def settle_adapter(recipe: Recipe) -> tuple[Recipe, Path | None]:
+    """The recipe, and the artifact of the adapter that it starts from, if any.
+
+    For `merge-then-new` the base is where the merged one is going to be (see `merge_first`).
+
+    Raises:
+        UserError: what is named is no adapter, is on another base, or is not of the recipe's shape.
+    """
+    if recipe.adapter is None:
+        return recipe, None
+    folder = find_artifact(recipe.adapter)
+    if folder is None:
+        raise UserError(f"adapter: {recipe.adapter} is not an artifact.")
+    manifest = verify(folder)
+    if manifest.holds != "adapter" or manifest.base is None:
+        raise UserError(f"adapter: {folder} is a whole model, no adapter. Name it as base.")
+    check_base(recipe.base, manifest.base)
+    if manifest.template != recipe.template and manifest.template != "plain":
+        console.note(f"{folder} learned the template {manifest.template}, and this run goes on with {recipe.template}.")
+    if recipe.adapter_start == "merge-then-new":
+        merged = Path(recipe.output_dir) / MERGED
+        return recipe.model_copy(update={"base": str(merged), "adapter": None, "adapter_start": "continue"}), folder
+    if not (folder / CONFIG).is_file():
+        raise UserError(f"adapter: {folder} has no LoRA to start from, only a projector. Name it as projector.")
+    if recipe.adapter_start == "continue":
+        _, config = read_lora(folder)
+        mine = {n: getattr(recipe.lora, n) for n in ("r", "lora_alpha", "use_rslora", "use_dora")}
+        wrong = [f"{n}: {getattr(config, n)} there, {v} here" for n, v in mine.items() if getattr(config, n) != v]
+        if wrong:
+            shape = " ".join(f"lora.{n}={getattr(config, n)}" for n, v in mine.items() if getattr(config, n) != v)
+            raise UserError(
+                f"{folder} is of another shape, in which it cannot be trained on: {'; '.join(wrong)}. Write {shape}, or "
+                "adapter_start: stack or merge-then-new."
+            )
+    return recipe, folder
+
+
+def merge_first(recipe: Recipe, adapter: Path) -> None:
+    """Writes the adapter and its base as one to `output_dir/base`, unless a run that was cut off has done so.
+
+    Raises:
+        UserError: another base is there.
+    """
+    merged = Path(recipe.output_dir) / MERGED
+    if merged.exists():
+        if read_manifest(merged).report.get("merged_from") != str(adapter):
+            raise UserError(f"{merged} is there already and is not made of {adapter}; name another output_dir.")
+        verify_quick(merged)
+        return
+    console.note(f"Merging {adapter} into {merged}, the new base.")
+    merge(adapter, merged)
+
+
 def where_to_start(recipe: Recipe, resume: bool) -> Path | None:
     """The checkpoint to go on from, or None to begin.
 
@@ -50,7 +108,8 @@ def where_to_start(recipe: Recipe, resume: bool) -> Path | None:
     if not resume:
         if (out / FINAL).exists() or checkpoints(out):
             raise UserError(f"{out} holds a run already. Add --resume to go on with it, or name another output_dir.")
-        can_write(out / "checkpoint").rmdir()
+        sweep(out)
+        can_write(out / PROBE).rmdir()
         return None
     if (out / FINAL).exists():
         raise UserError(f"The run in {out} has ended; its artifact is {out / FINAL}.")
@@ -61,6 +120,7 @@ def where_to_start(recipe: Recipe, resume: bool) -> Path | None:
     _compare(recipe, found)
     for folder, complaint in complaints.items():
         console.note(f"Passed over: {complaint} It is now {set_aside(folder)}.")
+    sweep(out)
     console.note(f"Resuming from {found}.")
     return found
 

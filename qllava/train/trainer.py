@@ -1,35 +1,52 @@
 """The trainer: TRL's `SFTTrainer` with LLaVA's optimizer groups, sampler, loss and artifacts in place of its own.
 
 What is overridden, and why: `create_optimizer` (the projector has its own learning rate), `_get_train_sampler` (the order
-must not depend on the number of processes), `compute_loss` (logits at labels only, weighted over the global batch), saving
-and loading (every checkpoint is an artifact, written at once or not at all).
+must not depend on the number of processes), `compute_loss` (logits at labels only, weighted over the global batch),
+`_get_grad_norm` (the guards look at a step before it is taken), `evaluate` (the loss over all held-out tokens, and nothing
+drawn from the run's random streams), saving and loading (every checkpoint is an artifact, written at once or not at all).
 """
 
 from __future__ import annotations
 
-import math
+import dataclasses
 import shutil
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import Trainer, TrainerState
-from transformers.trainer_utils import rotate_checkpoints
 from trl import SFTTrainer
 
-from ..artifact.adapter import check_loaded, save_adapter
+from .. import console
+from ..artifact.adapter import fill, save_adapter
 from ..artifact.manifest import Manifest, writing
 from ..data.processing import Processing
 from ..data.tokens import IGNORE
 from ..errors import RunError
 from ..model.forward import install_loss
-from ..model.projector import put_projector, read_projector
+from ..model.projector import llava_of
 from ..model.whole import read_whole, save_whole
 from ..recipe.schema import Recipe
+from .checkpoint import SAVING, rotate
+from .guards import ADVICE, Diverged, Divergence, check_gradients, check_step, starved
+from .optimizer import groups
 from .sampler import OriginalSampler, SeededSampler
+from .watch import Watch
 
-ADVICE = "Go on from the last checkpoint with a lower learning_rate; 1e-4 or less where 2e-4 blew up."
+
+@dataclasses.dataclass
+class Counts:
+    """What this process has done so far."""
+
+    supervised: int = 0  # tokens with a label
+    tokens: int = 0  # without padding, image tokens among them
+    samples: int = 0
+    waited: float = 0.0  # seconds for data
+
+    def since(self, before: Counts) -> Counts:
+        return Counts(*(a - b for a, b in zip(dataclasses.astuple(self), dataclasses.astuple(before), strict=True)))
 
 
 class LlavaTrainer(SFTTrainer):
@@ -39,11 +56,19 @@ class LlavaTrainer(SFTTrainer):
         recipe: the run.
         processing: how inputs are made; saved with every artifact.
         manifest: of the artifacts, but for what is only known when one is written.
+        watch: what is measured and asked during the run; None measures nothing.
     """
 
-    def __init__(self, *args: Any, recipe: Recipe, processing: Processing, manifest: Manifest, **kwargs: Any) -> None:
-        self.recipe, self.processing, self.manifest = recipe, processing, manifest
-        self.supervised, self.started = 0, time.perf_counter()  # since the last line of the log
+    def __init__(
+        self, *args: Any, recipe: Recipe, processing: Processing, manifest: Manifest, watch: Watch | None = None,
+        **kwargs: Any,
+    ) -> None:  # fmt: skip
+        self.recipe, self.processing, self.manifest, self.watch = recipe, processing, manifest, watch
+        self.counts = Counts()
+        self.divergence = Divergence(recipe.divergence_factor)
+        self._supervised = self._step_loss = 0  # of the step under way
+        self._audited = self._warned = False
+        self._line, self._line_started = Counts(), time.perf_counter()  # at the last line of the log
         self._saving_in: Path | None = None
         model = kwargs["model"]
         masters = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
@@ -51,35 +76,19 @@ class LlavaTrainer(SFTTrainer):
         for name, parameter in model.named_parameters():  # TRL casts what trains to bfloat16 when the base is quantised
             if name in masters:
                 parameter.data = masters[name].to(parameter.device)
-        install_loss(model.get_base_model() if hasattr(model, "get_base_model") else model)
+        install_loss(llava_of(model))
         self.model_accepts_loss_kwargs = True  # so that the labels of a whole global batch are counted
         self.loss_is_scaled_for_ga = True
 
     # -- optimisation
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
-        """Four groups: the projector and the rest, each with and without weight decay."""
+        """Groups by part, as `optimizer.groups` makes them."""
         if self.optimizer is not None:
             return self.optimizer
         model = self.model if model is None else model
-        decayed = set(self.get_decay_parameter_names(model))
-        rates = {
-            True: self.recipe.projector_learning_rate or self.recipe.learning_rate,
-            False: self.recipe.learning_rate,
-        }
-        trainable = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
-        groups = [
-            {
-                "params": [
-                    p for n, p in trainable if ("multi_modal_projector" in n) == projector and (n in decayed) == decay
-                ],
-                "lr": rates[projector],
-                "weight_decay": self.args.weight_decay if decay else 0.0,
-            }
-            for projector in (False, True)
-            for decay in (True, False)
-        ]
+        made = groups(model, self.recipe, set(self.get_decay_parameter_names(model)))
         kind, options = self.get_optimizer_cls_and_kwargs(self.args, model)
-        self.optimizer = kind([g for g in groups if g["params"]], **options)
+        self.optimizer = kind(made, **options)
         return self.optimizer
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SeededSampler:
@@ -98,32 +107,106 @@ class LlavaTrainer(SFTTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        """The mean over all supervised tokens of the global batch, so that its split does not matter."""
-        self.supervised += int((inputs["labels"][:, 1:] != IGNORE).sum())
-        outputs = model(**inputs, normalizer=num_items_in_batch)
-        loss = outputs.loss
-        if num_items_in_batch is not None:
-            loss = loss * self.accelerator.num_processes  # DDP takes the mean over processes
+        """The mean over all supervised tokens of the global batch, so that its split does not matter; or the micro-batches'
+        mean of means, as the recipe says."""
+        supervised = int((inputs["labels"][:, 1:] != IGNORE).sum())
+        counts = self.counts
+        counts.supervised += supervised
+        counts.tokens += int(inputs["attention_mask"].sum())
+        counts.samples += len(inputs["labels"])
+        self._supervised += supervised
+        if self.recipe.loss_average == "per_micro_batch":
+            outputs = model(**inputs)
+            loss = outputs.loss / self.current_gradient_accumulation_steps
+        else:
+            outputs = model(**inputs, normalizer=num_items_in_batch)
+            loss = outputs.loss * self.accelerator.num_processes  # DDP takes the mean over processes
+        self._step_loss += loss.detach()
         return (loss, outputs) if return_outputs else loss
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        """transformers' own, and how long it took: the step waits for it."""
+        started = time.perf_counter()
+        try:
+            return super().get_batch_samples(*args, **kwargs)
+        finally:
+            self.counts.waited += time.perf_counter() - started
+
+    def _get_grad_norm(self, model: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+        """The gradient's norm, after the guards have looked at the step that it is for."""
+        norm = super()._get_grad_norm(model, *args, **kwargs)
+        loss, supervised = self._over_processes(self._step_loss, self._supervised)
+        self._step_loss = self._supervised = 0
+        step, scaled = self.state.global_step + 1, self.args.fp16
+        check_step(step, loss, float(norm), supervised, scaled)
+        if not self._audited:
+            check_gradients(self.accelerator.unwrap_model(model), finite=not scaled)
+            self._audited = True
+        if reason := self.divergence.add(step, loss):
+            raise Diverged(reason)
+        return norm
+
+    def _over_processes(self, loss: torch.Tensor, supervised: int) -> tuple[float, int]:
+        """The step's loss and supervised tokens over all processes."""
+        if self.accelerator.num_processes == 1:
+            return float(loss), supervised
+        both = torch.tensor([float(loss), float(supervised)], device=self.accelerator.device)
+        mean = self.accelerator.reduce(both, "mean")
+        return float(mean[0]), int(mean[1] * self.accelerator.num_processes)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """The held-out loss, over all its supervised tokens, and the sample answers; decides on early stopping."""
+        metrics = self.watch.look(self) if self.watch is not None else {}
+        if metrics:
+            self.log(metrics)
+            losses = [entry["eval_loss"] for entry in self.state.log_history if "eval_loss" in entry]
+            best = min(range(len(losses)), key=losses.__getitem__)
+            patience = self.recipe.early_stopping_patience
+            if patience is not None and best == len(losses) - 1:
+                self.control.should_save = True
+                self.state.best_metric, self.state.best_global_step = losses[best], self.state.global_step
+            elif patience is not None and len(losses) - 1 - best >= patience:
+                self.control.should_training_stop = True
+                console.note(f"The held-out loss has not fallen for {patience} evaluations; the run ends here.")
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self._line_started = time.perf_counter()  # what it took is no training
+        return metrics
+
+    def restore_weights(self, checkpoint: Path) -> None:
+        """Takes the weights from a checkpoint."""
+        self._load_from_checkpoint(str(checkpoint), self.accelerator.unwrap_model(self.model))
+
+    def keep_good_state(self) -> None:
+        """Writes a checkpoint of the last whole step, for a run that stops before the next one is taken."""
+        if self.state.global_step:
+            try:
+                self._save_checkpoint(self.model, None)
+            except RunError as error:
+                console.note(str(error))
 
     def restore(self, checkpoint: Path) -> None:
         """Takes weights and step count from a checkpoint, to end a run that had only its artifact left to write."""
-        self._load_from_checkpoint(str(checkpoint))
+        self.restore_weights(checkpoint)
         self.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds the projector's learning rate, supervised tokens per second and peak memory (MiB) to a line of the log."""
+        """Adds the projector's learning rate, supervised tokens (per second, and their share), the share of time spent waiting
+        for data, and peak memory (MiB) to a line of the log."""
         if "loss" in logs:
-            if not math.isfinite(logs["loss"]):
-                raise RunError(f"The loss is {logs['loss']} at step {self.state.global_step}. {ADVICE}")
-            now = time.perf_counter()
-            groups = self.optimizer.param_groups  # the projector's come last, and all follow one schedule
-            logs["projector_learning_rate"] = logs["learning_rate"] * groups[-1]["initial_lr"] / groups[0]["initial_lr"]
-            logs["supervised_tokens_per_second"] = round(
-                self.supervised * self.args.world_size / (now - self.started), 1
-            )
+            now, line = time.perf_counter(), self.counts.since(self._line)
+            passed = now - self._line_started
+            groups_ = self.optimizer.param_groups  # the projector's come last, and all follow one schedule
+            speed = groups_[-1]["initial_lr"] / groups_[0]["initial_lr"]
+            logs["projector_learning_rate"] = logs["learning_rate"] * speed
+            logs["supervised_tokens_per_second"] = round(line.supervised * self.args.world_size / passed, 1)
+            logs["supervised_share"] = round(line.supervised / max(1, line.tokens), 4)
+            logs["data_wait_share"] = round(line.waited / passed, 4)
             logs["peak_memory_mib"] = peak_memory()
-            self.supervised, self.started = 0, now
+            word = starved(line.waited, passed, self.recipe.dataloader_num_workers)
+            if word and not self._warned and self.state.global_step > 1:
+                console.note(word)
+                self._warned = True
+            self._line, self._line_started = dataclasses.replace(self.counts), now
         Trainer.log(self, logs, start_time)
 
     # -- artifacts
@@ -151,7 +234,7 @@ class LlavaTrainer(SFTTrainer):
         out, name = Path(self.args.output_dir), f"checkpoint-{self.state.global_step}"
         if (out / name).exists():  # a resumed run comes by where it was before
             return
-        self._saving_in = out / ".saving"
+        self._saving_in = out / SAVING
         try:
             Trainer._save_checkpoint(self, model, trial)  # not TRL's, which writes a model card of its own
             self.accelerator.wait_for_everyone()
@@ -162,22 +245,30 @@ class LlavaTrainer(SFTTrainer):
                 with writing(out / name, checkpoint) as partial:
                     for file in (self._saving_in / name).iterdir():
                         file.rename(partial / file.name)
+        except (OSError, SafetensorError, RuntimeError) as error:  # RuntimeError: torch's writer on a full disk
+            if isinstance(error, RunError):
+                raise
+            raise RunError(
+                f"{out / name} could not be written: {str(error).splitlines()[0]}. Is the disk full?"
+            ) from None
         finally:
             if self.args.should_save:
                 shutil.rmtree(self._saving_in, ignore_errors=True)
             self._saving_in = None
         if self.args.should_save:
-            rotate_checkpoints(output_dir=str(out), save_total_limit=self.args.save_total_limit, use_mtime=False)
+            keep = (
+                {self.divergence.good, self.state.best_global_step}
+                if self.recipe.early_stopping_patience
+                else {self.divergence.good}
+            )
+            rotate(out, self.args.save_total_limit, keep)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         folder, model = Path(resume_from_checkpoint), self.model if model is None else model
         if self.manifest.holds == "model":
             model.load_state_dict(read_whole(folder), strict=True)
             return
-        put_projector(model, read_projector(folder), folder)
-        if hasattr(model, "peft_config"):
-            model.load_adapter(str(folder), model.active_adapter, is_trainable=True)
-            check_loaded(model, folder)
+        fill(model, folder)
         for name, parameter in model.named_parameters():
             if parameter.requires_grad and parameter.dtype != torch.float32:
                 raise RunError(f"{name} came back from {folder} in {parameter.dtype} instead of float32.")

@@ -8,8 +8,9 @@ from conftest import LLMS, TOWER
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from qllava.errors import RunError
-from qllava.model.adapt import audit, lora_modules, make_trainable
+from qllava.model.adapt import audit, make_trainable
 from qllava.model.build import load_model
+from qllava.model.lora import lora_layers
 from qllava.model.projector import projector_of
 from qllava.recipe import resolve_recipe
 from qllava.recipe.schema import Parts, Quantization
@@ -30,7 +31,7 @@ def test_counts_on_the_real_shapes(size):
             LlavaConfig(vision_config=vision.to_dict(), text_config=text.to_dict())
         ).requires_grad_(False)
         model = make_trainable(model, recipe("lora", r=128))
-    found = lora_modules(model)
+    found = lora_layers(model)
     assert len(found) == modules
     assert all(name.startswith("model.language_model.layers.") for name in found)
     assert sum(p.numel() for n, p in model.named_parameters() if "lora_" in n) == lora
@@ -61,7 +62,7 @@ def build(tune, dtype=torch.bfloat16):
     ],
 )
 def test_each_mode_trains_its_parts_in_float32(tune, training):
-    parts = {p.part: p for p in audit(build(tune), tune)}
+    parts = {p.part: p for p in audit(build(tune), recipe(tune))}
     assert {name for name, p in parts.items() if p.trainable} == training
     assert all(parts[name].dtype == "float32" and parts[name].trainable == parts[name].parameters for name in training)
     assert parts["vision tower"].dtype == "bfloat16"  # no float32 copy of the frozen tower
@@ -72,7 +73,7 @@ def test_the_audit_stops_on_a_projector_in_bfloat16():
     model = build("lora")
     projector_of(model).to(torch.bfloat16)
     with pytest.raises(RunError, match="must be float32"):
-        audit(model, "lora")
+        audit(model, recipe("lora"))
 
 
 def test_the_audit_stops_when_something_else_trains():
@@ -80,11 +81,11 @@ def test_the_audit_stops_when_something_else_trains():
     next(p for n, p in model.named_parameters() if "vision_tower" in n).data = torch.zeros(1)
     next(p for n, p in model.named_parameters() if "vision_tower" in n).requires_grad_(True)
     with pytest.raises(RunError, match="must train whole and nothing else"):
-        audit(model, "lora")
+        audit(model, recipe("lora"))
 
 
 def test_the_audit_stops_when_lora_is_frozen():
     model = build("lora")
     next(p for n, p in model.named_parameters() if "lora_A" in n).requires_grad_(False)
     with pytest.raises(RunError, match="must train whole"):
-        audit(model, "lora")
+        audit(model, recipe("lora"))

@@ -8,7 +8,6 @@ from transformers import CLIPVisionConfig, LlamaConfig
 
 from qllava.model.size import disk_needed, size_of
 from qllava.recipe import load_recipe
-from qllava.recipe.schema import Parts
 
 
 @pytest.mark.parametrize(
@@ -21,9 +20,12 @@ from qllava.recipe.schema import Parts
 def test_counts_are_the_originals(tmp_path, size, llm, projector, lora, modules):
     CLIPVisionConfig(**TOWER).save_pretrained(tmp_path / "tower")
     LlamaConfig(**LLMS[size]).save_pretrained(tmp_path / "llm")
-    found = size_of(Parts(vision_tower=str(tmp_path / "tower"), llm=str(tmp_path / "llm")), rank=128)
+    base = {"vision_tower": str(tmp_path / "tower"), "llm": str(tmp_path / "llm")}
+    found = size_of(load_recipe("llava15-7b/instruct-qlora", [f"base={base}", "lora.r=128"]))
     assert (found.language_model, found.projector, found.lora, found.lora_modules) == (llm, projector, lora, modules)
-    assert found.trainable("qlora") == lora + projector and found.trainable("projector") == projector
+    assert found.trainable == lora + projector
+    align = load_recipe("llava15-7b/align", [f"base={base}"])
+    assert (size_of(align).trainable, size_of(align).lora_modules) == (projector, 0)
 
 
 def test_disk_is_checkpoints_and_the_artifact():

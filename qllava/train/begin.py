@@ -1,0 +1,79 @@
+"""The model that a run trains, as it is at the first step. In: recipe, device, and what it starts from. Out: the model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..artifact.adapter import fill, read_lora, stack_on
+from ..artifact.load import find_artifact
+from ..artifact.manifest import verify_quick
+from ..model.adapt import make_trainable
+from ..model.build import load_model
+from ..model.lora import is_plain, start_eva, start_from_own_weights, start_loftq
+from ..model.projector import llava_of, put_projector, read_projector
+from ..model.weights import Originals
+from ..recipe.rules import from_own_weights, has_lora
+from ..recipe.schema import Recipe
+
+
+def begin(
+    recipe: Recipe, dtype: torch.dtype, device: torch.device, batches: Iterable[dict[str, Any]], adapter: Path | None = None,
+    checkpoint: Path | None = None,
+) -> torch.nn.Module:  # fmt: skip
+    """The model with its trainable parts.
+
+    Args:
+        batches: of the training data, for a start that looks at them (EVA).
+        adapter: to continue, or to stack on.
+        checkpoint: that will be loaded into the model; nothing is started then but its shape.
+
+    Raises:
+        UserError: base, projector or adapter are not fit for the run.
+        RunError: LoRA or quantisation did not come out as asked.
+    """
+    model = load_model(recipe.base, dtype, device, recipe.quantization if recipe.tune == "qlora" else None)
+    if recipe.projector is not None and checkpoint is None:
+        artifact = find_artifact(recipe.projector)
+        if artifact is not None:
+            verify_quick(artifact)
+        folder = artifact or Path(recipe.projector)
+        put_projector(model, read_projector(folder), folder)
+    shape = checkpoint or (adapter if recipe.adapter_start == "continue" else None)
+    like = read_lora(shape)[1] if shape is not None and has_lora(recipe) and is_plain(recipe) else None
+    model = make_trainable(model, recipe, like)
+    if checkpoint is None and adapter is not None:
+        if recipe.adapter_start == "stack":
+            stack_on(model, adapter)
+        else:
+            fill(model, adapter)
+    elif checkpoint is None and has_lora(recipe):
+        _start_lora(model, recipe, dtype, device, batches)
+    if recipe.gradient_checkpointing:
+        _checkpoint(model, recipe)
+    return model
+
+
+def _start_lora(model: torch.nn.Module, recipe: Recipe, dtype: torch.dtype, device: torch.device, batches: Any) -> None:
+    kind = recipe.lora.init_lora_weights
+    if from_own_weights(recipe):
+        start_from_own_weights(model, str(kind))
+    elif kind == "loftq":
+        start_loftq(model, Originals(recipe.base))
+    elif kind == "eva":
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            start_eva(model, batches)
+
+
+def _checkpoint(model: torch.nn.Module, recipe: Recipe) -> None:
+    """Recomputes the LLM's activations, and leaves a frozen tower without a graph.
+
+    Non-reentrant, so that no gradient has to enter at the embeddings: the hook for that would reach CLIP as well.
+    """
+    llava = llava_of(model).model
+    parts = [llava.language_model] + ([llava.vision_tower] if recipe.tune_vision_tower != "frozen" else [])
+    for part in parts:
+        part.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

@@ -1,0 +1,226 @@
+"""What is said of a run when it has ended: the run card, the model card of its artifact, and the way to the hub.
+
+In: the trainer, the log, the manifest. Out: `run.json` and `run.md` in output_dir, `README.md` in the artifact (in the hub's
+format, by `huggingface_hub`).
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import console
+from ..artifact.manifest import Manifest, versions
+from ..errors import RunError, UserError
+from ..recipe.schema import Recipe
+
+JSON, MARKDOWN = "run.json", "run.md"
+
+
+def joules() -> Callable[[], float] | None:
+    """The card's own energy counter, in joules since its driver was loaded; None without a card that tells."""
+    if not torch.cuda.is_available():
+        return None
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        uuid = f"GPU-{torch.cuda.get_device_properties(torch.cuda.current_device()).uuid}"
+        handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
+        pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
+    except Exception:  # no pynvml, no driver, or a card that does not count
+        return None
+    return lambda: pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1000
+
+
+class Meter:
+    """Time and energy from now on."""
+
+    def __init__(self) -> None:
+        self.started, self._joules = time.perf_counter(), joules()
+        self._before = self._joules() if self._joules else 0.0
+
+    def report(self, trainer: Any, history: list[dict[str, Any]]) -> dict[str, Any]:
+        """What the run came to, from its counters and its log."""
+        from .trainer import peak_memory
+
+        seconds, counts = time.perf_counter() - self.started, trainer.counts
+        evaluated = [e["eval_loss"] for e in trainer.state.log_history if "eval_loss" in e]
+        losses = [entry["loss"] for entry in history if "loss" in entry]
+        world = trainer.args.world_size
+        return {
+            "steps": trainer.state.global_step,
+            "seconds": round(seconds, 1),
+            "processes": world,
+            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
+            "loss": losses[-1] if losses else None,
+            "eval_loss": evaluated[-1] if evaluated else None,
+            "best_eval_loss": min(evaluated) if evaluated else None,
+            "samples_per_second": round(world * counts.samples / seconds, 3),
+            "tokens_per_second": round(world * counts.tokens / seconds, 1),
+            "supervised_tokens_per_second": round(world * counts.supervised / seconds, 1),
+            "data_wait_share": round(counts.waited / seconds, 4),
+            "peak_memory_mib": peak_memory(),
+            "energy_wh": round((self._joules() - self._before) / 3600, 2) if self._joules else None,
+        }
+
+
+def run_card(manifest: Manifest, history: list[dict[str, Any]], out: Path) -> None:
+    """Writes `run.json` and `run.md` into `out`."""
+    card = {
+        **manifest.report,
+        "artifact": "final",
+        "kind": manifest.kind,
+        "base": manifest.base.model_dump() if manifest.base else None,
+        "tune": manifest.tune,
+        "dtype": manifest.dtype,
+        "versions": versions(),
+        "recipe": manifest.recipe,
+        "log": history,
+    }
+    (out / JSON).write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    report, recipe = manifest.report, manifest.recipe or {}
+    lines = [
+        f"# {out.name}",
+        "",
+        f"{recipe.get('stage')}, tune {manifest.tune}, on {_base(manifest)}; {report['steps']:,} steps of "
+        f"{recipe.get('global_batch_size')} samples in {report['seconds']:,.0f} s on {report['processes']} × {report['device']}.",
+        "",
+        *_table(("measured", "value"), [(k.replace("_", " "), v) for k, v in report.items() if _scalar(v)]),
+        "",
+        "## What trained",
+        "",
+        *_table(
+            ("part", "parameters", "trainable", "dtype"),
+            [(p["part"], p["parameters"], p["trainable"], p["dtype"]) for p in report["audit"]],
+        ),
+        "",
+        "## Data",
+        "",
+        *_table(("source", "samples"), list(report["samples"].items())),
+        "",
+        f"Dropped as unusable: {len(report['dropped']):,}. Digest {report['data_digest']}.",
+        "",
+        "## Versions",
+        "",
+        ", ".join(f"{name} {number}" for name, number in versions().items()),
+    ]
+    (out / MARKDOWN).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _scalar(value: Any) -> bool:
+    return isinstance(value, int | float | str) and not isinstance(value, bool)
+
+
+def _table(head: tuple[str, ...], rows: list[tuple]) -> list[str]:
+    cells = [[f"{c:,}" if isinstance(c, int) else str(c).replace("|", "\\|") for c in row] for row in rows]
+    return [f"| {' | '.join(r)} |" for r in [list(head), ["---"] * len(head), *cells]]
+
+
+def _base(manifest: Manifest) -> str:
+    source = manifest.base.source if manifest.base else "?"
+    return source if isinstance(source, str) else f"{source['vision_tower']} and {source['llm']}"
+
+
+def model_card(manifest: Manifest, folder: Path) -> None:
+    """Writes the artifact's `README.md`: metadata for the hub, what it is, and how it is used."""
+    from huggingface_hub import ModelCard, ModelCardData
+
+    source = manifest.base.source if manifest.base else None
+    names = [source] if isinstance(source, str) else [source["llm"], source["vision_tower"]] if source else []
+    on_hub = [n for n in names if "/" in n and not Path(n).is_absolute()]
+    adapter = manifest.holds == "adapter"
+    data = ModelCardData(
+        base_model=on_hub or None,
+        library_name="peft" if adapter and (folder / "adapter_config.json").is_file() else "transformers",
+        pipeline_tag="image-text-to-text",
+        tags=["llava", "qllava", *([manifest.tune] if manifest.tune else [])],
+    )
+    report, recipe = manifest.report, manifest.recipe or {}
+    kind = {"lora": "LoRA adapter", "qlora": "QLoRA adapter", "projector": "projector", "full": "model"}[
+        manifest.tune or "full"
+    ]
+    lora = (
+        f", rank {recipe['lora']['r']}, alpha {recipe['lora']['lora_alpha']:g}"
+        if "lora" in (manifest.tune or "")
+        else ""
+    )
+    loss = report.get("loss")
+    text = f"""---
+{data.to_yaml()}
+---
+
+# LLaVA-1.5 {kind}
+
+A {kind}{lora} for a LLaVA-1.5, trained by [qllava] on {_base(manifest)} (fingerprint `{manifest.base.fingerprint if manifest.base else ""}`).
+
+- prompts: template `{manifest.template}`, images: `{manifest.image_aspect_ratio}`
+- {report["steps"]:,} steps of {recipe.get("global_batch_size")} samples ({sum(report["samples"].values()):,} samples in all), \
+learning rate {recipe.get("learning_rate")}, projector's {recipe.get("projector_learning_rate") or recipe.get("learning_rate")}
+- last training loss {f"{loss:.4f}" if loss is not None else "not logged"}{_held(report)}
+- what trained, the resolved recipe, versions and the SHA-256 of every file: `qllava.json`
+
+## Use
+
+```
+qllava chat THIS_FOLDER --image photo.png
+{"qllava merge THIS_FOLDER --out merged     # one plain Hugging Face LLaVA" if adapter else "qllava verify THIS_FOLDER"}
+```
+
+The base is bound by its fingerprint: another one is refused. The projector is in `projector.safetensors`, so LoRA loaded by
+PEFT alone lacks it.
+"""
+    ModelCard(text).save(folder / "README.md")
+
+
+def _held(report: dict[str, Any]) -> str:
+    return f", held-out loss {report['eval_loss']:.4f}" if report.get("eval_loss") is not None else ""
+
+
+def check_hub(recipe: Recipe) -> None:
+    """Makes sure, before a run, that its artifact can be sent.
+
+    Raises:
+        UserError: nobody is logged in, or the repository's name is none.
+    """
+    if recipe.push_to_hub is None:
+        return
+    from huggingface_hub import HfApi
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    try:
+        validate_repo_id(recipe.push_to_hub)
+        HfApi().whoami()
+    except HFValidationError as error:
+        raise UserError(f"push_to_hub: {error}") from None
+    except Exception as error:  # not logged in, no network, a hub that refuses: each has its own class
+        raise UserError(
+            f"push_to_hub: the hub knows nobody here ({str(error)[:200]}). Log in with `hf auth login`."
+        ) from None
+
+
+def push(recipe: Recipe, artifact: Path) -> None:
+    """Sends the artifact to the recipe's repository, as transformers and PEFT do (`HfApi.upload_folder`).
+
+    Raises:
+        RunError: it did not get there; the artifact is where it was.
+    """
+    if recipe.push_to_hub is None:
+        return
+    from huggingface_hub import HfApi
+
+    try:
+        api = HfApi()
+        api.create_repo(recipe.push_to_hub, private=recipe.hub_private_repo, exist_ok=True)
+        url = api.upload_folder(repo_id=recipe.push_to_hub, folder_path=artifact, commit_message="Trained by qllava")
+    except Exception as error:  # whatever the network or the hub says; nothing of the run is lost
+        raise RunError(
+            f"The run has ended well, but {artifact} could not be sent to {recipe.push_to_hub}: {str(error)[:200]}. Send it "
+            f"with: hf upload {recipe.push_to_hub} {artifact}"
+        ) from None
+    console.note(f"Sent to {url}")
