@@ -31,7 +31,7 @@ def note(message: str) -> None:
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], to: Console = err) -> None:
     """A table; whole numbers get thousands separators and stand right."""
-    grid = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    grid = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     rows = [list(r) for r in rows]
     for i, column in enumerate(columns):
         numeric = bool(rows) and all(isinstance(r[i], int | float) for r in rows)

@@ -245,9 +245,9 @@ def _how_to_go_on(out: Path) -> str:
 def _show(parts: list, speeds: dict[str, tuple[str, str]]) -> None:
     console.table(
         "What trains",
-        ("part", "parameters", "trainable", "dtype", "4-bit linears", "LoRA modules", "learning rate", "weight decay"),
+        ("part", "linears", "parameters", "trainable", "dtype", "rate", "decay"),
         [
-            (p.part, p.parameters, p.trainable, p.dtype, p.quantized, p.lora, *speeds.get(p.part, ("", "")))
+            (p.part, p.quantized or p.lora or "", p.parameters, p.trainable, p.dtype, *speeds.get(p.part, ("", "")))
             for p in parts
         ],
     )
