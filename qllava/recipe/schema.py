@@ -7,11 +7,14 @@ hold the fields of `peft.LoraConfig` and `transformers.BitsAndBytesConfig`. Our 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
+
+from ..errors import nearest
 
 Positive = Annotated[int, Field(gt=0)]
 Rate = Annotated[float, Field(gt=0, le=1)]
@@ -41,6 +44,18 @@ def _sources(value: Any) -> Any:
     if not value:
         raise PydanticCustomError("sources", f"names no source; {form}")
     return value
+
+
+STARTS = ("true", "gaussian", "orthogonal", "eva", "olora", "pissa", "pissa_niter_16", "loftq")
+
+
+def _start(value: Any) -> Any:
+    """A start of LoRA by its name in PEFT."""
+    if isinstance(value, bool) or value in STARTS[1:] or re.fullmatch(r"pissa_niter_[1-9]\d*", str(value)):
+        return value
+    raise PydanticCustomError(
+        "start", "is none of {known}{nearest}", {"known": ", ".join(STARTS), "nearest": nearest(str(value), STARTS)}
+    )
 
 
 TemplateName = Literal[
@@ -100,11 +115,7 @@ class Lora(Block):
     bias: Literal["none"] = "none"
     use_rslora: bool = False
     use_dora: bool = False
-    init_lora_weights: (
-        bool
-        | Literal["gaussian", "orthogonal", "eva", "olora", "pissa", "loftq"]
-        | Annotated[str, Field(pattern=r"^pissa_niter_[1-9]\d*$")]
-    ) = True
+    init_lora_weights: Annotated[bool | str, BeforeValidator(_start)] = True
     """As in PEFT. `pissa`, `pissa_niter_N` and `olora` start from the base's own weights, `eva` from the activations of the
     first batches, `loftq` from what 4 bits lost. What is saved is plain LoRA on the base as it was, whatever the start."""
     eva_config: Eva = Eva()

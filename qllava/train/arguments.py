@@ -13,7 +13,7 @@ from ..recipe.schema import Recipe
 SAME = (  # fields that go over under their own names
     "output_dir", "seed", "num_train_epochs", "max_steps", "per_device_train_batch_size", "learning_rate",
     "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm", "optim", "adam_beta1", "adam_beta2",
-    "adam_epsilon", "dataloader_num_workers", "logging_steps", "save_steps", "save_total_limit",
+    "adam_epsilon", "dataloader_num_workers", "logging_steps", "save_steps",
 )  # fmt: skip
 
 
@@ -57,7 +57,7 @@ def _config(recipe: Recipe, world_size: int, dtype: torch.dtype, device: torch.d
         fp16=dtype == torch.float16,
         tf32=True if device.type == "cuda" else None,
         use_cpu=device.type == "cpu",
-        save_strategy="steps",
+        save_strategy="steps",  # and no save_total_limit: transformers would delete a checkpoint that is to be kept
         logging_strategy="steps",
         eval_strategy="steps" if recipe.eval_share or recipe.sample_generations else "no",
         eval_steps=recipe.eval_steps,

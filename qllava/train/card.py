@@ -47,7 +47,7 @@ class Meter:
 
     def report(self, trainer: Any, history: list[dict[str, Any]]) -> dict[str, Any]:
         """What the run came to, from its counters and its log."""
-        from .trainer import peak_memory
+        from .measure import peak_memory
 
         seconds, counts = time.perf_counter() - self.started, trainer.counts
         evaluated = [e["eval_loss"] for e in trainer.state.log_history if "eval_loss" in e]

@@ -14,8 +14,8 @@ import torch
 from ..errors import RunError
 
 ADVICE = (
-    "Start anew with a lower learning_rate (1e-4 or less where 2e-4 blew up), from the beginning or, in another output_dir, "
-    "from the last good checkpoint with adapter=CHECKPOINT."
+    "Begin anew with a lower learning_rate (1e-4 or less where 2e-4 blew up); or go on in another output_dir from the last good "
+    "checkpoint, with adapter=CHECKPOINT (tune full: base=CHECKPOINT)."
 )
 WINDOW = 20  # steps
 LEAST_RISE = 1.0  # nats; below this a rise is noise, however small the lowest loss was

@@ -210,10 +210,13 @@ def _trainer(
 
 
 def _finish(trainer: Any, out: Path, manifest: Manifest, history: Any, meter: card.Meter, parts: list) -> Result:
+    from .measure import best_step
+
     recipe = trainer.recipe
-    if recipe.early_stopping_patience and trainer.state.best_global_step:
-        trainer.restore_weights(out / f"checkpoint-{trainer.state.best_global_step}")
-        console.note(f"The best held-out loss was at step {trainer.state.best_global_step}; its weights are kept.")
+    best = best_step(trainer.state) if recipe.early_stopping_patience else None
+    if best is not None:
+        trainer.restore_weights(out / f"checkpoint-{best}")
+        console.note(f"The held-out loss was lowest at step {best}; the artifact has the weights of then.")
     report = meter.report(trainer, history.history)
     final = manifest.model_copy(update={"report": {**manifest.report, **report}})
     if trainer.args.should_save:

@@ -31,22 +31,10 @@ from ..model.whole import read_whole, save_whole
 from ..recipe.schema import Recipe
 from .checkpoint import SAVING, rotate
 from .guards import ADVICE, Diverged, Divergence, check_gradients, check_step, starved
+from .measure import Counts, best_step, evaluations_since_best, peak_memory
 from .optimizer import groups
 from .sampler import OriginalSampler, SeededSampler
 from .watch import Watch
-
-
-@dataclasses.dataclass
-class Counts:
-    """What this process has done so far."""
-
-    supervised: int = 0  # tokens with a label
-    tokens: int = 0  # without padding, image tokens among them
-    samples: int = 0
-    waited: float = 0.0  # seconds for data
-
-    def since(self, before: Counts) -> Counts:
-        return Counts(*(a - b for a, b in zip(dataclasses.astuple(self), dataclasses.astuple(before), strict=True)))
 
 
 class LlavaTrainer(SFTTrainer):
@@ -159,13 +147,11 @@ class LlavaTrainer(SFTTrainer):
         metrics = self.watch.look(self) if self.watch is not None else {}
         if metrics:
             self.log(metrics)
-            losses = [entry["eval_loss"] for entry in self.state.log_history if "eval_loss" in entry]
-            best = min(range(len(losses)), key=losses.__getitem__)
+            since = evaluations_since_best(self.state)
             patience = self.recipe.early_stopping_patience
-            if patience is not None and best == len(losses) - 1:
+            if patience is not None and since == 0:
                 self.control.should_save = True
-                self.state.best_metric, self.state.best_global_step = losses[best], self.state.global_step
-            elif patience is not None and len(losses) - 1 - best >= patience:
+            elif patience is not None and since >= patience:
                 self.control.should_training_stop = True
                 console.note(f"The held-out loss has not fallen for {patience} evaluations; the run ends here.")
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -256,12 +242,8 @@ class LlavaTrainer(SFTTrainer):
                 shutil.rmtree(self._saving_in, ignore_errors=True)
             self._saving_in = None
         if self.args.should_save:
-            keep = (
-                {self.divergence.good, self.state.best_global_step}
-                if self.recipe.early_stopping_patience
-                else {self.divergence.good}
-            )
-            rotate(out, self.args.save_total_limit, keep)
+            best = best_step(self.state) if self.recipe.early_stopping_patience else None
+            rotate(out, self.recipe.save_total_limit, {self.divergence.good} | ({best} - {None}))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         folder, model = Path(resume_from_checkpoint), self.model if model is None else model
@@ -272,12 +254,3 @@ class LlavaTrainer(SFTTrainer):
         for name, parameter in model.named_parameters():
             if parameter.requires_grad and parameter.dtype != torch.float32:
                 raise RunError(f"{name} came back from {folder} in {parameter.dtype} instead of float32.")
-
-
-def peak_memory() -> int:
-    """The most memory this process has held, in MiB: on its GPU if it has one, else resident."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() >> 20
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10

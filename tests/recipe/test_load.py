@@ -180,3 +180,44 @@ def test_the_templates_are_those_that_there_are():
     from qllava.recipe.schema import TemplateName
 
     assert set(get_args(TemplateName)) == {*NAMES, "auto"}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "overrides", "message"),
+    [
+        ("demo/instruct", ["lora.init_lora_weights=pisa"], "lora.init_lora_weights"),
+        ("demo/instruct", ["lora.init_lora_weights=false"], "Write true"),
+        ("demo/instruct", ["lora.init_lora_weights=pissa", "lora.use_dora=true"], "Drop one of the two"),
+        ("demo/instruct", ["lora.init_lora_weights=olora", "lora.lora_dropout=0.1"], "Write lora_dropout: 0.0"),
+        ("demo/instruct", ["tune=lora", "lora.init_lora_weights=loftq"], "Write tune: qlora"),
+        ("demo/instruct", ["lora.eva_config.rho=3"], "counts for init_lora_weights: eva alone"),
+        ("demo/align", ["tune_vision_tower=full"], "stage 'align' trains the projector alone"),
+        ("demo/align", ["loraplus_lr_ratio=16"], "has no LoRA"),
+        ("demo/align", ["sample_generations=3"], "knows no questions"),
+        ("demo/instruct", ["vision_tower_learning_rate=2e-6"], "the vision tower is frozen"),
+        ("llava15-7b/instruct-full", ["tune_vision_tower=lora"], "Write tune_vision_tower: full"),
+        ("demo/instruct", ["early_stopping_patience=2"], "Write eval_share"),
+        ("demo/instruct", ["eval_steps=1.5"], "eval_steps: is a whole number"),
+        ("demo/instruct", ["eval_share=100%"], "eval_share"),
+        ("demo/instruct", ["adapter_start=stack"], "says what adapter is for"),
+        ("demo/instruct", ["adapter=x"], "projector: comes with the adapter"),
+        ("demo/align", ["adapter=x"], "trains no adapter"),
+        (
+            "demo/instruct",
+            ["adapter=x", "projector=null", "adapter_start=stack", "lora.use_dora=true"],
+            "lora.use_dora",
+        ),
+        ("demo/instruct", ["loraplus_lr_ration=16"], "Did you mean 'loraplus_lr_ratio'"),
+        ("demo/instruct", ["mm_vision_tower_lr=2e-6"], "vision_tower_learning_rate"),
+    ],
+)
+def test_what_does_not_go_together_says_why(recipe, overrides, message):
+    with pytest.raises(UserError) as error:
+        load_recipe(recipe, overrides)
+    assert message in str(error.value) and "has 1 mistake:" in str(error.value)
+
+
+def test_starts_of_lora_by_their_names():
+    for init in ("true", "gaussian", "orthogonal", "eva", "olora", "pissa", "pissa_niter_16", "loftq"):
+        recipe = load_recipe("demo/instruct", [f"lora.init_lora_weights={init}"])
+        assert recipe.lora.init_lora_weights == (True if init == "true" else init)

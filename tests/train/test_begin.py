@@ -9,8 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from qllava.api import load, merge, train, verify
+from qllava.api import assemble, load, merge, train, verify
+from qllava.artifact.load import Loaded
 from qllava.errors import UserError
+from qllava.model.build import load_model, processing_for
 from qllava.recipe import resolve_recipe
 
 STARTS = {
@@ -37,7 +39,7 @@ def weights(folder):
 @torch.no_grad()
 def logits(source):
     """Of one image and three words, in float32."""
-    loaded = load(source, dtype="float32")
+    loaded = source if isinstance(source, Loaded) else load(source, dtype="float32")
     torch.manual_seed(0)
     config = loaded.processing.image_processor
     ids = torch.tensor([[1, *[loaded.processing.image_token_id] * loaded.processing.image_tokens, 40, 50, 60]])
@@ -76,6 +78,21 @@ def test_eva_moves_ranks_and_keeps_their_sum(recipe_values):
     ranks = [v.shape[0] for k, v in load_file(result.artifact / "adapter_model.safetensors").items() if "lora_A" in k]
     assert len(set(ranks)) > 1 and sum(ranks) == 4 * 28 and max(ranks) <= 8
     assert config["rank_pattern"]
+
+
+@pytest.mark.parametrize("tune", ["projector", "lora", "qlora", "full"])
+@pytest.mark.parametrize("whole", [False, True], ids=["from parts", "from a LLaVA"])
+def test_a_base_to_start_from_gives_equal_logits_at_step_0(recipe_values, tmp_path, tune, whole):
+    values = {k: v for k, v in recipe_values.items() if k != "lora" or "lora" in tune}
+    still = {"tune": tune, "learning_rate": 1e-12, "projector_learning_rate": None, "max_steps": 1, "warmup_steps": 0}
+    if whole:
+        still["base"] = str(assemble("embedded", "embedded", tmp_path / "base", dtype="float32"))
+    mine = resolve_recipe({**values, **still})
+    quantization = mine.quantization if tune == "qlora" else None
+    base = load_model(mine.base, torch.float32, torch.device("cpu"), quantization)
+    processing = processing_for(mine)
+    expected = logits(Loaded(base, processing, None))
+    torch.testing.assert_close(logits(train(mine).artifact), expected, atol=1e-4, rtol=0)
 
 
 @pytest.fixture
