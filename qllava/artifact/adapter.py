@@ -6,22 +6,18 @@ In: the trained model. Out: `adapter_config.json`, `adapter_model.safetensors` (
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from ..errors import UserError
 from ..model.lora import COMPANION, OWN, add_companion, lora_layers, plain_lora
 from ..model.projector import put_projector, read_projector, save_projector
 from ..model.tower import FILE as TOWER_FILE
 from ..model.tower import put_tower, save_tower, tower_trains
-
-WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
-PREFIX = "base_model.model."  # PEFT's, before a module's path
+from .delta import CONFIG, PREFIX, WEIGHTS, read_lora, scaling_of
 
 
 def save_adapter(model: torch.nn.Module, folder: Path) -> None:
@@ -33,20 +29,6 @@ def save_adapter(model: torch.nn.Module, folder: Path) -> None:
     if tower_trains(model):
         save_tower(model, folder)
     save_projector(model, folder)
-
-
-def read_lora(folder: Path) -> tuple[dict[str, torch.Tensor], Any]:
-    """The folder's LoRA tensors, as PEFT saves them, and its `LoraConfig`.
-
-    Raises:
-        UserError: there are none, or a file is damaged.
-    """
-    from peft import PeftConfig
-
-    try:
-        return load_file(folder / WEIGHTS), PeftConfig.from_pretrained(str(folder))
-    except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
-        raise UserError(f"No LoRA can be read from {folder}: {str(error)[:200]}") from None
 
 
 def put_adapter(model: torch.nn.Module, folder: Path) -> torch.nn.Module:
@@ -119,8 +101,6 @@ def stack_on(model: torch.nn.Module, folder: Path) -> None:
     Raises:
         UserError: it is a DoRA, or does not fit.
     """
-    from peft.utils.other import get_pattern_key
-
     state, config = read_lora(folder)
     if config.use_dora:
         raise UserError(f"{folder} is a DoRA, to which none can be added. Write adapter_start: merge-then-new.")
@@ -136,10 +116,8 @@ def stack_on(model: torch.nn.Module, folder: Path) -> None:
             raise UserError(
                 f"{folder} has LoRA on {name}, where this recipe has none. Write adapter_start: merge-then-new."
             )
-        alpha = config.alpha_pattern.get(get_pattern_key(config.alpha_pattern.keys(), name), config.lora_alpha)
-        scaling = alpha / (math.sqrt(a.shape[0]) if config.use_rslora else a.shape[0])
         b = state[key.replace("lora_A", "lora_B")]
-        rows[name] = (a, b * (scaling / layers[name].scaling[OWN]))
+        rows[name] = (a, b * (scaling_of(config, name, a.shape[0]) / layers[name].scaling[OWN]))
     add_companion(model, rows)
 
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from ..artifact.adapter import fill, read_lora, stack_on
+from ..artifact.adapter import fill, stack_on
+from ..artifact.delta import read_lora
 from ..artifact.load import find_artifact
 from ..artifact.manifest import verify_quick
 from ..model.adapt import make_trainable

@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 
 from .. import console
-from ..artifact.adapter import CONFIG, read_lora
+from ..artifact.delta import CONFIG, read_lora
 from ..artifact.load import FINAL, check_base, find_artifact
 from ..artifact.manifest import can_write, read_manifest, verify, verify_quick
 from ..artifact.merge import merge
