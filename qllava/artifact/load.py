@@ -56,12 +56,12 @@ def base_of(manifest: Manifest, override: str | None = None) -> str | Parts:
     if manifest.base is None:
         raise UserError("The manifest names no base.")
     named = manifest.base.source
-    base: str | Parts = _parse_base(override) if override else (Parts(**named) if isinstance(named, dict) else named)
+    base: str | Parts = parse_base(override) if override else (Parts(**named) if isinstance(named, dict) else named)
     check_base(base, manifest.base)
     return base
 
 
-def _parse_base(text: str | Parts) -> str | Parts:
+def parse_base(text: str | Parts) -> str | Parts:
     """A folder or hub id, or the parts written as in a recipe: `{vision_tower: A, llm: B}`."""
     if not isinstance(text, str) or not text.lstrip().startswith("{"):
         return text

@@ -78,12 +78,17 @@ def load_model(
     if quantization is not None:
         quantize.guard(model)
         quantize.check(model)
-    # A Vicuna's own settings (temperature without sampling) are refused by transformers when a finished run is saved.
-    text = model.config.text_config
-    model.generation_config = GenerationConfig(
+    model.generation_config = plain_generation(model.config)
+    return model.requires_grad_(False).eval()
+
+
+def plain_generation(config: LlavaConfig) -> GenerationConfig:
+    """Greedy generation. A Vicuna's own settings (temperature without sampling) are refused by transformers when a finished
+    run is saved."""
+    text = config.text_config
+    return GenerationConfig(
         bos_token_id=text.bos_token_id, eos_token_id=text.eos_token_id, pad_token_id=text.pad_token_id
     )
-    return model.requires_grad_(False).eval()
 
 
 def _options(
@@ -135,29 +140,41 @@ def read_config(source: str) -> Any:
         raise UserError(f"No model at {source}: {str(error).splitlines()[0]}") from None
 
 
+def assembled_config(parts: Parts) -> LlavaConfig:
+    """The configuration of the LLaVA that is assembled from the parts, with room for `<image>` and `<pad>` in the vocabulary,
+    padded as llava-hf pads it.
+
+    Raises:
+        UserError: a part has no configuration or no tokenizer.
+    """
+    parts = locate(parts)
+    tower, llm = read_config(parts.vision_tower), read_config(parts.llm)
+    tower = getattr(tower, "vision_config", tower)
+    tokenizer, _ = load_tokenizer(parts.llm)
+    image_token, pad_token = _extra_ids(tokenizer)
+    rows = llm.vocab_size if llm.vocab_size > pad_token else -(-(pad_token + 1) // 64) * 64
+    return LlavaConfig(
+        vision_config=tower.to_dict(),
+        text_config={**llm.to_dict(), "vocab_size": rows, "pad_token_id": pad_token},
+        image_token_index=image_token,
+        image_seq_length=(tower.image_size // tower.patch_size) ** 2,
+        vision_feature_layer=parts.vision_feature_layer,
+        tie_word_embeddings=llm.tie_word_embeddings,
+    )
+
+
 def _assemble(parts: Parts, dtype: torch.dtype, device: torch.device, quantization: Quantization | None) -> Llava:
     """Tower and LLM around a new projector (nn.Linear's own initialisation, as the original's)."""
     if read_config(parts.llm).model_type == "llava":
         raise UserError(f"{parts.llm} is a whole LLaVA; name it as base: {parts.llm}.")
     tower = _from_pretrained(CLIPVisionModel, parts.vision_tower, dtype=dtype)
     llm = _from_pretrained(AutoModelForCausalLM, parts.llm, **_options(dtype, device, quantization, whole=False))
-    tokenizer, _ = load_tokenizer(parts.llm)
-    image_token, pad_token = _extra_ids(tokenizer)
-    # Room for <image> and <pad>, padded as llava-hf pads it. The new rows start as zeros: nothing ever reads them.
-    if llm.config.vocab_size <= pad_token:
-        old = llm.config.vocab_size
-        llm.resize_token_embeddings(pad_token + 1, pad_to_multiple_of=64, mean_resizing=False)
+    config, old = assembled_config(parts), llm.config.vocab_size
+    if config.text_config.vocab_size > old:  # the new rows start as zeros: nothing ever reads them
+        llm.resize_token_embeddings(config.text_config.vocab_size, mean_resizing=False)
         for table in (llm.get_input_embeddings(), llm.get_output_embeddings()):
             table.weight.data[old:] = 0
-    llm.config.pad_token_id = pad_token
-    config = LlavaConfig(
-        vision_config=tower.config.to_dict(),
-        text_config={**llm.config.to_dict(), "quantization_config": None},
-        image_token_index=image_token,
-        image_seq_length=(tower.config.image_size // tower.config.patch_size) ** 2,
-        vision_feature_layer=parts.vision_feature_layer,
-        tie_word_embeddings=llm.config.tie_word_embeddings,
-    )
+    llm.config.pad_token_id = config.text_config.pad_token_id
     with torch.device("meta"):
         model = Llava(config)
     with torch.random.fork_rng(devices=[]):
