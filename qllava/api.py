@@ -108,11 +108,14 @@ def evaluate(source: Source, data: Source, image_root: Source | None = None, **o
     return run(source, data, image_root, **options)
 
 
-def chat(source: Source, image: Source | None = None, base: str | None = None, max_new_tokens: int = 512) -> Chat:
-    """A conversation with a model; `.ask(text)` answers. See `qllava.serve.chat`."""
+def chat(
+    source: Source, image: Source | None = None, base: str | None = None, max_new_tokens: int = 512,
+    adapters: Mapping[str, Source] | None = None,
+) -> Chat:  # fmt: skip
+    """A conversation with a model; `.ask(text)` answers, `.use(name)` switches adapters. See `qllava.serve.chat`."""
     from .serve.chat import open_chat
 
-    return open_chat(source, image, base, max_new_tokens)
+    return open_chat(source, image, base, max_new_tokens, adapters)
 
 
 def assemble(vision_tower: str, llm: str, out: Source, **options: Any) -> Path:

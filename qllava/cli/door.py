@@ -39,3 +39,18 @@ def numbers(text: str | None) -> list[float] | None:
         return None if text is None else [float(part) for part in text.split(",")]
     except ValueError:
         raise UserError(f"{text!r} is no list of numbers; write them with commas, such as 0.7,0.3.") from None
+
+
+def named(pairs: list[str] | None) -> dict[str, str]:
+    """`["a=runs/a"]` as `{"a": "runs/a"}`.
+
+    Raises:
+        UserError: one of them is no such pair.
+    """
+    found = {}
+    for pair in pairs or ():
+        name, equals, path = pair.partition("=")
+        if not equals or not name or not path:
+            raise UserError(f"{pair!r} names no adapter; write NAME=PATH.")
+        found[name] = path
+    return found

@@ -77,3 +77,16 @@ def test_what_cannot_be_switched_to(three, make, tmp_path):
         with pytest.raises(UserError, match=message):
             call()
     assert board.names == ["base", "plain"] and board.active == "plain"
+
+
+def test_a_conversation_switches(three):
+    from qllava.api import chat
+
+    talk = chat(three["plain"], max_new_tokens=3, adapters={"wide": three["wide"]})
+    talk.ask("Hi")
+    talk.use("wide")
+    talk.ask("And now?")
+    assert talk.board.active == "wide" and len(talk.turns) == 4
+    alone = chat(three["plain"], max_new_tokens=3)
+    with pytest.raises(UserError, match="--adapter NAME=PATH"):
+        alone.use("wide")
