@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,6 +12,12 @@ from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+
+
+def first_process() -> bool:
+    """Whether this is the process of a launch that speaks for all (the only one without a launcher)."""
+    return os.environ.get("RANK", "0") == "0"
+
 
 err = Console(stderr=True, highlight=False)
 
@@ -26,11 +33,15 @@ def safe(text: str) -> str:
 
 def note(message: str) -> None:
     """One plain line."""
+    if not first_process():
+        return
     err.print(safe(message), markup=False, soft_wrap=True)
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], to: Console = err) -> None:
     """A table; whole numbers get thousands separators and stand right."""
+    if not first_process():
+        return
     grid = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     rows = [list(r) for r in rows]
     for i, column in enumerate(columns):

@@ -73,11 +73,15 @@ def _what(manifest: Manifest, kind: str) -> list[str]:
         held = f", held-out loss {report['eval_loss']:.4f}" if report.get("eval_loss") is not None else ""
         rate = recipe.get("learning_rate")
         lines += [
-            f"- {report['steps']:,} steps of {recipe.get('global_batch_size')} samples ({sum(report['samples'].values()):,} samples "
-            f"in all), learning rate {rate}, projector's {recipe.get('projector_learning_rate') or rate}",
+            f"- {report['steps']:,} steps of {recipe.get('global_batch_size')} samples ({_trained_on(report):,} taken, "
+            f"held-out ones left out), learning rate {rate}, projector's {recipe.get('projector_learning_rate') or rate}",
             f"- last training loss {loss}{held}",
         ]
     return [*lines, "- the resolved recipe, versions and the SHA-256 of every file: `qllava.json`"]
+
+
+def _trained_on(report: dict[str, Any]) -> int:
+    return sum(report["samples"].values()) - report.get("held_out", 0)
 
 
 def _proof(manifest: Manifest) -> list[str]:

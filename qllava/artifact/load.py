@@ -79,7 +79,8 @@ def check_base(base: str | Parts, expected: Base) -> None:
     if found != expected.fingerprint:
         raise UserError(
             f"Wrong base: this adapter was trained on {expected.source} (fingerprint {expected.fingerprint}), "
-            f"but {base} has fingerprint {found}. Name the right one with --base (parts as {{vision_tower: A, llm: B}})."
+            f"but {base} has fingerprint {found}. Name the right one with --base, or base= of a recipe (parts as "
+            "{vision_tower: A, llm: B})."
         )
 
 

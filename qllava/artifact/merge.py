@@ -34,7 +34,7 @@ from .adapter import put_adapter
 from .card import model_card
 from .delta import CONFIG, read_changes
 from .load import base_of, find_artifact, processing_of, quantization_of
-from .manifest import Manifest, verify, writing
+from .manifest import FILE, Manifest, digest, verify, writing
 from .prove import Said, compare, judge, probes, say
 from .stream import BaseTensors, write_shards
 
@@ -83,7 +83,10 @@ def merge(
         kind="model", holds="model", template=manifest.template, image_aspect_ratio=manifest.image_aspect_ratio,
         after_eos=manifest.after_eos, exif_transpose=manifest.exif_transpose, tune=manifest.tune, dtype=dtype,
         recipe=manifest.recipe,
-        report={"merged_from": str(folder), "base": manifest.base.model_dump(), "target": target},
+        report={
+            "merged_from": str(folder), "merged_from_sha256": digest(folder / FILE), "base": manifest.base.model_dump(),
+            "target": target,
+        },
     )  # fmt: skip
     report = merged.report
     with writing(Path(out), merged) as partial:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ..console import first_process
 from ..errors import UserError
 
 app = typer.Typer(
@@ -25,7 +26,9 @@ Base = Annotated[str | None, typer.Option(help="Where an adapter's base lies now
 
 
 def show(document: Any) -> None:
-    """One JSON document on stdout."""
+    """One JSON document on stdout, of the first process alone where several run."""
+    if not first_process():
+        return
     sys.stdout.write(json.dumps(document, indent=2, default=str, ensure_ascii=False, allow_nan=False) + "\n")
 
 

@@ -28,7 +28,9 @@ from .mixture import choose
 from .processing import Processing
 from .rows import from_columns, rows_of
 from .template import OWN, Template
+from .tokens import IGNORE
 
+FILLER = ""  # the place of a row that is none
 STRICT = ("plain", OWN)  # templates that refuse conversations
 
 
@@ -229,6 +231,11 @@ def features(batch: dict[str, list], processing: Processing, max_length: int) ->
     out: dict[str, list] = {"input_ids": [], "labels": [], "pixel_values": []}
     for i in range(len(batch["id"])):
         sample, root = from_columns({k: v[i] for k, v in batch.items()})
+        if batch["where"][i] == FILLER:
+            made = {"input_ids": [processing.encoder.bos or 0] * 2, "labels": [IGNORE] * 2, "pixel_values": None}
+            for key, value in made.items():
+                out[key].append(value)
+            continue
         try:
             made = processing.sample(sample, root, max_length)
         except UserError as error:
@@ -238,6 +245,27 @@ def features(batch: dict[str, list], processing: Processing, max_length: int) ->
     return out
 
 
-def training_set(rows: Dataset, processing: Processing, max_length: int) -> Dataset:
-    """The rows of a `Selection`, turned into features when they are read."""
+def numbered(paths: Sequence[str], values: Sequence[Any]) -> dict[str, Any]:
+    """Values by path; a path that comes again gets a number."""
+    found: dict[str, Any] = {}
+    for path, value in zip(paths, values, strict=True):
+        name, count = path, 1
+        while name in found:
+            count += 1
+            name = f"{path} ({count})"
+        found[name] = value
+    return found
+
+
+def training_set(rows: Dataset, processing: Processing, max_length: int, multiple: int = 1) -> Dataset:
+    """The rows of a `Selection`, turned into features when they are read.
+
+    Args:
+        multiple: of which the number of rows is to be one: rows of nothing that is supervised follow, so that several
+            processes share the last batch without repeating a sample.
+    """
+    missing = -len(rows) % multiple
+    if missing:
+        blank = {**rows[0], "where": FILLER, "images": [], "turns": [{**rows[0]["turns"][0], "images": 0}], "words": 0}
+        rows = concatenate_datasets([rows, Dataset.from_list([blank] * missing, features=rows.features)])
     return rows.with_transform(functools.partial(features, processing=processing, max_length=max_length))

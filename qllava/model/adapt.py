@@ -34,6 +34,7 @@ def make_trainable(model: nn.Module, recipe: Recipe, like: Any = None) -> nn.Mod
         read = tower_parameters(model)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name in read)
+        model.model.vision_tower.float()  # the layers behind what is read run, too, and in one dtype with the rest
     if recipe.tune == "full":
         model.model.language_model.requires_grad_(True)
         model.lm_head.requires_grad_(True)
@@ -97,6 +98,10 @@ def audit(model: nn.Module, recipe: Recipe) -> list[Part]:
         read = tower_parameters(llava)
         whole[TOWER] = sum(p.numel() for n, p in llava.named_parameters() if n in read)
     training = {part for part, c in counts.items() if c["trainable"]}
+    if expected - set(counts):
+        raise RunError(
+            f"With tune '{recipe.tune}', {sorted(expected - set(counts))} must train, and the model has none."
+        )
     if training - expected or any(counts[p]["trainable"] != whole[p] for p in expected & set(counts)):
         raise RunError(
             f"With tune '{recipe.tune}', {sorted(expected)} must train whole and nothing else, but {sorted(training)} do."

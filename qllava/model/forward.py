@@ -31,14 +31,16 @@ def install_loss(llava: torch.nn.Module) -> None:
         logits = self.lm_head(hidden[labelled]).float()
         loss = torch.nn.functional.cross_entropy(logits, targets[labelled], reduction="sum")
         if kwargs.get("pixel_values") is None:
-            loss = loss + _idle_projector(self)
+            loss = loss + _idle_image_path(self)
         return LlavaCausalLMOutputWithPast(loss=loss / (labelled.sum() if normalizer is None else normalizer))
 
     llava.forward = types.MethodType(functools.wraps(type(llava).forward)(forward), llava)
 
 
-def _idle_projector(llava: torch.nn.Module) -> torch.Tensor:
-    """A zero that depends on the projector: in a batch of text alone it would have no gradient, which DDP waits for."""
+def _idle_image_path(llava: torch.nn.Module) -> torch.Tensor:
+    """A zero that depends on projector and vision tower: in a batch of text alone they would have no gradient, which DDP
+    waits for."""
     projector = llava.model.multi_modal_projector
     weight = projector.linear_1.weight
-    return 0.0 * projector(weight.new_zeros(1, weight.shape[1])).sum()
+    zero = 0.0 * projector(weight.new_zeros(1, weight.shape[1])).sum()
+    return zero + sum(0.0 * p.sum() for p in llava.model.vision_tower.parameters() if p.requires_grad)

@@ -25,6 +25,7 @@ from .tower import tower_parameters
 
 LANGUAGE = "model.language_model."
 OWN, COMPANION = "default", "companion"  # names of the adapters in PEFT
+MOST_BATCHES = 500  # that EVA may look at
 Tensors = dict[str, torch.Tensor]
 
 
@@ -62,6 +63,8 @@ def add_lora(llava: nn.Module, recipe: Recipe, like: Any = None) -> nn.Module:
 
     linears, lora = lora_linears(llava, recipe), recipe.lora
     check_patterns(lora, linears)
+    if like is None:
+        _check_ranks(llava, recipe, linears)
     values = lora.model_dump(exclude={"eva_config"})
     init = lora.init_lora_weights
     values["init_lora_weights"] = True if like is not None or init == "loftq" or from_own_weights(recipe) else init
@@ -72,7 +75,9 @@ def add_lora(llava: nn.Module, recipe: Recipe, like: Any = None) -> nn.Module:
         }
         targets = like.target_modules if like.rank_pattern else targets
     elif init == "eva":
-        values["eva_config"] = EvaConfig(**lora.eva_config.model_dump())
+        values["eva_config"] = EvaConfig(
+            **lora.eva_config.model_dump(), use_label_mask=False
+        )  # answers are a few tokens
     adapted = get_peft_model(llava, LoraConfig(task_type="CAUSAL_LM", target_modules=targets, **values))
     check_lora(adapted, linears, all_of_them=like is None)
     return adapted
@@ -97,6 +102,24 @@ def check_patterns(lora: Lora, linears: list[str]) -> None:
                     f"lora.{field}: {pattern!r} matches none of the {len(linears)} modules with LoRA.{nearest(pattern, ends)} "
                     f"There are: {', '.join(sorted(ends))}."
                 )
+
+
+def _check_ranks(llava: nn.Module, recipe: Recipe, linears: list[str]) -> None:
+    """Raises `UserError` for a rank beyond what a decomposition of the weight gives."""
+    from peft.utils.other import get_pattern_key
+
+    lora = recipe.lora
+    if not (from_own_weights(recipe) or lora.init_lora_weights == "loftq"):
+        return
+    for name in linears:
+        rank = lora.rank_pattern.get(get_pattern_key(lora.rank_pattern.keys(), name), lora.r)
+        most = min(llava.get_submodule(name).in_features, llava.get_submodule(name).out_features)
+        if rank > most:
+            end = name.split(".layers.")[-1].split(".", 1)[-1]
+            raise UserError(
+                f"lora.r: {lora.init_lora_weights} takes rank {rank} of {name}, which has only {most}. Write a smaller lora.r, "
+                f"or lora.rank_pattern: {{{end}: {most}}}."
+            )
 
 
 def lora_layers(model: nn.Module) -> dict[str, Any]:
@@ -186,9 +209,31 @@ def start_eva(model: nn.Module, batches: Iterable[dict[str, torch.Tensor]]) -> N
     from peft import initialize_lora_eva_weights
 
     before = set(lora_layers(model))
-    initialize_lora_eva_weights(model, batches, gather_distributed_inputs=False, show_progress_bar=False)
+    bounded = _Bounded(batches)
+    initialize_lora_eva_weights(model, bounded, gather_distributed_inputs=False, show_progress_bar=False)
     check_lora(model, sorted(before), all_of_them=False)
     model.peft_config[OWN].target_modules = sorted(lora_layers(model))
+
+
+class _Bounded:
+    """The batches, over and over, but not without end: PEFT cycles until every direction has settled."""
+
+    def __init__(self, batches: Any) -> None:
+        self.batches, self.left = batches, MOST_BATCHES
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Any:
+        for batch in self.batches:
+            self.left -= 1
+            if self.left < 0:
+                raise UserError(
+                    f"EVA has not settled after {MOST_BATCHES} batches: each module wants lora.r times eva_config.rho directions of a "
+                    "batch's tokens. Write a smaller lora.r, a smaller lora.eva_config.rho or tau, or a larger "
+                    "per_device_train_batch_size."
+                )
+            yield batch
 
 
 # -- as plain LoRA

@@ -76,8 +76,11 @@ def disk_needed(recipe: Recipe) -> dict[str, int | str]:
     kept = (recipe.save_total_limit or 0) + 1  # the next one is written before the oldest goes
     per_checkpoint = weights + optimizer
     limit = f"{kept} checkpoints" if recipe.save_total_limit else "1 checkpoint and as many more as are saved"
+    merged = (
+        2 * size.total if recipe.adapter is not None and recipe.adapter_start == "merge-then-new" else 0
+    )  # bfloat16
     return {
-        "bytes": kept * per_checkpoint + weights,
+        "bytes": kept * per_checkpoint + weights + merged,
         "what": f"{limit} of {per_checkpoint / 2**20:,.0f} MiB, the artifact {weights / 2**20:,.0f} MiB",
         "trainable_parameters": size.trainable,
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 import torch
+from transformers.integrations import get_available_reporting_integrations
 from trl import SFTConfig
 
 from ..errors import UserError
@@ -42,6 +43,11 @@ def accumulation(recipe: Recipe, world_size: int) -> int:
 
 def trainer_arguments(recipe: Recipe, world_size: int, dtype: torch.dtype, device: torch.device) -> SFTConfig:
     """The arguments; whatever the recipe does not name is set so that TRL adds nothing of its own."""
+    known = get_available_reporting_integrations()
+    if unknown := sorted(set(recipe.report_to) - set(known)):
+        raise UserError(
+            f"report_to: {', '.join(unknown)} is not installed or not known. There are: {', '.join(known) or 'none'}."
+        )
     try:
         return _config(recipe, world_size, dtype, device)
     except (ValueError, ImportError) as error:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import signal
 from typing import Any
 
+import torch
 from transformers import TrainerCallback
 
 from .. import console
+from ..model.device import pick_device
 
 SHOWN = (
     "loss",
@@ -72,6 +74,16 @@ class OrderlyStop(TrainerCallback):
         self._before.clear()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
-        if self.asked:
+        if anywhere(self.asked):
+            self.asked = True
             control.should_save = control.should_training_stop = True
         return control
+
+
+def anywhere(asked: bool) -> bool:
+    """Whether any process has been asked: all of them have to stop after the same step."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return asked
+    flag = torch.tensor([int(asked)], device=pick_device())
+    torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
+    return bool(flag.item())

@@ -46,13 +46,19 @@ class Meter:
         self.started, self._joules = time.perf_counter(), joules()
         self._before = self._joules() if self._joules else 0.0
 
-    def report(self, trainer: Any, history: list[dict[str, Any]]) -> dict[str, Any]:
-        """What the run came to, from its counters and its log."""
-        from .measure import peak_memory
+    def report(self, trainer: Any, best: int | None = None) -> dict[str, Any]:
+        """What the run came to, from its counters and its log. Time and throughput are of this process's part of it, from
+        the resumption if there was one, evaluations and saving included.
 
-        seconds, counts = time.perf_counter() - self.started, trainer.counts
-        evaluated = [e["eval_loss"] for e in trainer.state.log_history if "eval_loss" in e]
-        losses = [entry["loss"] for entry in history if "loss" in entry]
+        Args:
+            best: the step whose weights are kept, if not the last one's.
+        """
+        from .measure import over_processes, peak_memory
+
+        seconds, counts = time.perf_counter() - self.started, over_processes(trainer.accelerator, trainer.counts)
+        log = trainer.state.log_history
+        evaluated = {e["step"]: e["eval_loss"] for e in log if "eval_loss" in e}
+        losses = [entry["loss"] for entry in log if "loss" in entry]
         world = trainer.args.world_size
         return {
             "steps": trainer.state.global_step,
@@ -60,12 +66,13 @@ class Meter:
             "processes": world,
             "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
             "loss": losses[-1] if losses else None,
-            "eval_loss": evaluated[-1] if evaluated else None,
-            "best_eval_loss": min(evaluated) if evaluated else None,
-            "samples_per_second": round(world * counts.samples / seconds, 3),
-            "tokens_per_second": round(world * counts.tokens / seconds, 1),
-            "supervised_tokens_per_second": round(world * counts.supervised / seconds, 1),
-            "data_wait_share": round(counts.waited / seconds, 4),
+            "weights_of_step": best or trainer.state.global_step,
+            "eval_loss": evaluated[best or max(evaluated)] if evaluated else None,
+            "best_eval_loss": min(evaluated.values()) if evaluated else None,
+            "samples_per_second": round(counts.samples / seconds, 3),
+            "tokens_per_second": round(counts.tokens / seconds, 1),
+            "supervised_tokens_per_second": round(counts.supervised / seconds, 1),
+            "data_wait_share": round(counts.waited / world / seconds, 4),
             "peak_memory_mib": peak_memory(),
             "energy_wh": round((self._joules() - self._before) / 3600, 2) if self._joules else None,
         }

@@ -18,6 +18,7 @@ from ..errors import UserError
 from ..model.build import processing_for
 from ..model.size import disk_needed
 from ..recipe.schema import Recipe
+from .start import settle_base
 
 
 def check(recipe: Recipe, processes: int | None = None) -> dict[str, Any]:
@@ -29,6 +30,7 @@ def check(recipe: Recipe, processes: int | None = None) -> dict[str, Any]:
     Raises:
         UserError: a source or the base's tokenizer cannot be read.
     """
+    recipe = settle_base(recipe)
     processing = processing_for(recipe)
     audits: dict[str, Audit] = {}
     bad: list[Bad] = []

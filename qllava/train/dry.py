@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 
 from ..artifact.manifest import can_write
@@ -26,6 +27,12 @@ def dry_save(trainer: Any, out: Path) -> None:
     """
     if not trainer.args.should_save:
         return
+    bad = [n for n, p in trainer.model.named_parameters() if p.requires_grad and not torch.isfinite(p).all()]
+    if bad:
+        raise RunError(
+            f"{len(bad)} tensors that are to train hold numbers that are none before the first step, such as {bad[0]}: what the run "
+            "starts from (projector, adapter or base) is damaged."
+        )
     trained = [p.numel() for p in trainer.model.parameters() if p.requires_grad]
     weights = 4 * sum(trained)
     needed, free = 3 * weights, shutil.disk_usage(out).free  # with the optimizer's two moments

@@ -15,7 +15,7 @@ from ..errors import RunError
 
 ADVICE = (
     "Begin anew with a lower learning_rate (1e-4 or less where 2e-4 blew up); or go on in another output_dir from the last good "
-    "checkpoint, with adapter=CHECKPOINT (tune full: base=CHECKPOINT)."
+    "checkpoint, with adapter=CHECKPOINT (of tune projector: projector=CHECKPOINT; of tune full: base=CHECKPOINT)."
 )
 WINDOW = 20  # steps
 LEAST_RISE = 1.0  # nats; below this a rise is noise, however small the lowest loss was
@@ -52,7 +52,9 @@ def check_step(step: int, loss: float, grad_norm: float, supervised: int, scaled
 
 
 class Divergence:
-    """Sees a loss that rises and stays up: the median of the last `WINDOW` steps against the lowest such median so far.
+    """Sees a loss that rises and stays up: every one of the last `WINDOW` steps far above the lowest median of as many.
+
+    Every one, because easy and hard batches may take turns, and a median jumps between the two.
 
     Args:
         factor: of the lowest median at which it has blown up (and risen by at least one nat).
@@ -62,24 +64,24 @@ class Divergence:
         self.factor = factor
         self.recent: deque[float] = deque(maxlen=WINDOW)
         self.lowest = math.inf
-        self.good = 0  # the last step at which all was well
+        self.good = 0  # the last step after which all was well: a step's loss is of the weights before it
 
     def add(self, step: int, loss: float) -> str | None:
         """Takes a step's loss; the reason to stop, or None."""
         self.recent.append(loss)
         if self.factor is None or len(self.recent) < WINDOW:
-            self.good = step
+            self.good = step - 1
             return None
         median = statistics.median(self.recent)
         self.lowest = min(self.lowest, median)
         limit = max(self.factor * self.lowest, self.lowest + LEAST_RISE)
-        if median >= limit:
+        if min(self.recent) >= limit:
             return (
-                f"The loss has blown up: its median over {WINDOW} steps is {median:.3g} at step {step} and was {self.lowest:.3g}. "
-                f"{ADVICE} (divergence_factor=null lets it go on.)"
+                f"The loss has blown up: its median over {WINDOW} steps is {median:.3g} at step {step}, and it was "
+                f"{self.lowest:.3g}. {ADVICE} (divergence_factor=null lets it go on.)"
             )
-        if median < self.lowest + (limit - self.lowest) / 4 and loss < limit:
-            self.good = step
+        if loss < limit:
+            self.good = step - 1
         return None
 
 

@@ -27,6 +27,7 @@ from ..data.tokens import AfterEos, Encoder, Tokens
 from ..errors import UserError
 from ..model.build import processing_for
 from ..recipe.schema import Recipe, Source
+from .start import settle_base
 
 Shown = tuple[Sample, Path, Tokens | UserError]  # a sample, its image root, and its tokens or why it has none
 
@@ -127,6 +128,7 @@ class Inspection:
 
 def of_recipe(recipe: Recipe) -> Inspection:
     """What the recipe trains on."""
+    recipe = settle_base(recipe)
     processing = processing_for(recipe)
     return _inspection(recipe.data, processing, recipe.max_length, recipe.subset, recipe.seed)
 

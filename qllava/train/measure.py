@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import torch
 from transformers import TrainerState
@@ -43,3 +44,12 @@ def peak_memory() -> int:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+
+
+def over_processes(accelerator: Any, counts: Counts) -> Counts:
+    """The sums of all processes' counts; every process has to ask."""
+    if accelerator.num_processes == 1:
+        return counts
+    mine = torch.tensor(dataclasses.astuple(counts), dtype=torch.float32, device=accelerator.device)
+    supervised, tokens, samples, waited = accelerator.reduce(mine, "sum").tolist()
+    return Counts(int(supervised), int(tokens), int(samples), waited)

@@ -15,9 +15,9 @@ from safetensors import SafetensorError
 from .. import console
 from ..artifact.card import model_card
 from ..artifact.load import FINAL
-from ..artifact.manifest import Base, Manifest, writing
+from ..artifact.manifest import Base, Manifest, verify, writing
 from ..data.collate import collate
-from ..data.dataset import Selection, hold_out, select, training_set
+from ..data.dataset import Selection, hold_out, numbered, select, training_set
 from ..errors import RunError, UserError, plain
 from ..model.adapt import audit, audit_rows
 from ..model.build import portable, processing_for, sources
@@ -63,7 +63,7 @@ def train(recipe: Recipe, resume: bool = False) -> Result:
     from .dry import dry_save
 
     out = Path(recipe.output_dir)
-    recipe = settle_base(recipe)
+    asked = recipe = settle_base(recipe)
     recipe, adapter = settle_adapter(recipe)
     checkpoint = where_to_start(recipe, resume)
     card.check_hub(recipe)
@@ -73,21 +73,28 @@ def train(recipe: Recipe, resume: bool = False) -> Result:
     started_from = adapter
     if adapter is not None and recipe.adapter is None:  # it is in the new base
         with arguments.main_process_first(local=False, desc="merging"):
-            merge_first(recipe, adapter)
+            merge_first(recipe, adapter, asked.base)
         adapter = None
     processing = processing_for(recipe)
     selection = select(recipe, processing)
     if checkpoint is not None:
         same_data(checkpoint, selection.digest)
     chosen, held = hold_out(selection.rows, recipe.eval_share, recipe.seed)
-    rows = training_set(chosen, processing, recipe.max_length)
+    rows = training_set(
+        chosen, processing, recipe.max_length, launched_processes() * recipe.per_device_train_batch_size
+    )
     rows[0]  # the first sample is made before a model is read
     set_seed(recipe.seed)
     put_together = functools.partial(collate, processing=processing, multiple=PAD_TO)
     model = begin(recipe, dtype, device, first_batches(recipe, rows, put_together), adapter, checkpoint)
     parts = audit(model, recipe)
     _show(parts, rates(model, recipe))
-    manifest = _manifest(recipe, dtype, parts, processing.template.name, selection, started_from)
+    manifest = _manifest(recipe, dtype, parts, processing.template.name, selection)
+    manifest.report["held_out"] = 0 if held is None else len(held)
+    if started_from is not None:
+        manifest.report |= {"started_from": str(started_from), "how": asked.adapter_start}
+    if checkpoint is not None:
+        manifest.report["resumed_from_step"] = steps_done(checkpoint)
     watch = _watch(recipe, processing, chosen, held)
     trainer, history, stop = _trainer(recipe, model, processing, rows, put_together, manifest, arguments, watch)
     meter = card.Meter()
@@ -154,9 +161,7 @@ def _watch(recipe: Recipe, processing: Any, chosen: Any, held: Any) -> Any:
     return Watch(features, choose_questions(pool, recipe.sample_generations, recipe.seed))
 
 
-def _manifest(
-    recipe: Recipe, dtype: torch.dtype, parts: list, template: str, selection: Selection, adapter: Path | None
-) -> Manifest:
+def _manifest(recipe: Recipe, dtype: torch.dtype, parts: list, template: str, selection: Selection) -> Manifest:
     return Manifest(
         kind="model" if recipe.tune == "full" else "adapter",
         holds="model" if recipe.tune == "full" else "adapter",
@@ -171,9 +176,8 @@ def _manifest(
         report={
             "audit": audit_rows(parts),
             "data_digest": selection.digest,
-            "samples": dict(zip((s.path for s in recipe.data), selection.taken, strict=True)),
+            "samples": numbered([s.path for s in recipe.data], selection.taken),
             "dropped": [vars(b) for b in selection.dropped],
-            **({"started_from": str(adapter), "how": recipe.adapter_start} if adapter is not None else {}),
         },
     )
 
@@ -216,16 +220,15 @@ def _finish(trainer: Any, out: Path, manifest: Manifest, history: Any, meter: ca
     recipe = trainer.recipe
     best = best_step(trainer.state) if recipe.early_stopping_patience else None
     if best is not None:
-        trainer.restore_weights(out / f"checkpoint-{best}")
-        console.note(f"The held-out loss was lowest at step {best}; the artifact has the weights of then.")
-    report = meter.report(trainer, history.history)
+        best = _restore_best(trainer, out / f"checkpoint-{best}", best)
+    report = meter.report(trainer, best)
     final = manifest.model_copy(update={"report": {**manifest.report, **report}})
     if trainer.args.should_save:
         try:
             with writing(out / FINAL, final) as folder:
                 trainer.write_weights(folder)
                 model_card(final, folder)
-            card.run_card(final, history.history, out)
+            card.run_card(final, trainer.state.log_history, out)
         except (OSError, SafetensorError, RuntimeError) as error:
             raise RunError(
                 f"{out / FINAL} could not be written: {str(error).splitlines()[0]}. {_kept(out)} Make room, then end the run "
@@ -237,6 +240,18 @@ def _finish(trainer: Any, out: Path, manifest: Manifest, history: Any, meter: ca
         out / FINAL, report["steps"], report["seconds"], report["peak_memory_mib"], report["loss"], audit_rows(parts),
         history.history,
     )  # fmt: skip
+
+
+def _restore_best(trainer: Any, checkpoint: Path, best: int) -> int | None:
+    """Takes the best state's weights; None, with a word, where its checkpoint is no longer whole."""
+    try:
+        verify(checkpoint)
+    except (UserError, RunError) as error:
+        console.note(f"The held-out loss was lowest at step {best}, but {plain(str(error))} The last weights are kept.")
+        return None
+    trainer.restore_weights(checkpoint)
+    console.note(f"The held-out loss was lowest at step {best}; the artifact has the weights of then.")
+    return best
 
 
 def _how_to_go_on(out: Path) -> str:

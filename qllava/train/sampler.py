@@ -19,22 +19,29 @@ class SeededSampler(Sampler[int]):
         lengths: of every sample, negative for text alone.
         global_batch_size: samples in an optimizer step.
         grouped: by modality and length.
+        fillers: rows behind the samples that only fill the last batch; they come last.
     """
 
-    def __init__(self, lengths: Sequence[int], global_batch_size: int, seed: int, grouped: bool = False) -> None:
+    def __init__(
+        self, lengths: Sequence[int], global_batch_size: int, seed: int, grouped: bool = False, fillers: int = 0
+    ) -> None:
         self.lengths, self.size, self.seed, self.grouped = lengths, global_batch_size, seed, grouped
-        self.epoch = 0
+        self.epoch, self.fillers = 0, fillers
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return len(self.lengths)
+        return len(self.lengths) + self.fillers
 
     def __iter__(self) -> Iterator[int]:
+        real = len(self.lengths)
+        return iter([*self._order(), *range(real, real + self.fillers)])
+
+    def _order(self) -> list[int]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         if not self.grouped:
-            return iter(torch.randperm(len(self.lengths), generator=generator).tolist())
+            return torch.randperm(len(self.lengths), generator=generator).tolist()
         batches, rest = [], []
         for images in (True, False):
             members = [i for i, n in enumerate(self.lengths) if (n > 0) == images]
@@ -47,7 +54,7 @@ class SeededSampler(Sampler[int]):
         whole = [b for b in batches if len(b) == self.size]
         rest = [i for b in batches if len(b) < self.size for i in b]
         shuffled = [whole[i] for i in torch.randperm(len(whole), generator=generator).tolist()]
-        return iter([i for b in shuffled for i in b] + rest)
+        return [i for b in shuffled for i in b] + rest
 
 
 class OriginalSampler(SeededSampler):
@@ -63,14 +70,14 @@ class OriginalSampler(SeededSampler):
         world_size: processes times accumulation steps.
     """
 
-    def __init__(self, lengths: Sequence[int], batch_size: int, world_size: int, seed: int) -> None:
-        super().__init__(lengths, batch_size * world_size, seed, grouped=True)
+    def __init__(self, lengths: Sequence[int], batch_size: int, world_size: int, seed: int, fillers: int = 0) -> None:
+        super().__init__(lengths, batch_size * world_size, seed, grouped=True, fillers=fillers)
         self.batch_size, self.world_size = batch_size, world_size
 
-    def __iter__(self) -> Iterator[int]:
+    def _order(self) -> list[int]:
         seed = self.seed + self.epoch
         within, batches = torch.Generator().manual_seed(seed), torch.Generator().manual_seed(seed)
-        return iter(original_order(list(self.lengths), self.batch_size, self.world_size, within, batches))
+        return original_order(list(self.lengths), self.batch_size, self.world_size, within, batches)
 
 
 def original_order(

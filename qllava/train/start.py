@@ -10,12 +10,13 @@ from pathlib import Path
 from .. import console
 from ..artifact.delta import CONFIG, read_lora
 from ..artifact.load import FINAL, check_base, find_artifact
-from ..artifact.manifest import can_write, read_manifest, verify, verify_quick
+from ..artifact.manifest import FILE, can_write, digest, read_manifest, verify, verify_quick
 from ..artifact.merge import merge
+from ..console import first_process
 from ..errors import UserError
 from ..model.build import sources
 from ..model.fingerprint import fingerprint
-from ..recipe.schema import Recipe
+from ..recipe.schema import Parts, Recipe
 from .checkpoint import PROBE, checkpoints, newest_good, set_aside, sweep
 
 MERGED = "base"  # in output_dir: what adapter_start: merge-then-new trains on
@@ -57,7 +58,9 @@ def settle_adapter(recipe: Recipe) -> tuple[Recipe, Path | None]:
         return recipe, None
     folder = find_artifact(recipe.adapter)
     if folder is None:
-        raise UserError(f"adapter: {recipe.adapter} is not an artifact.")
+        found = checkpoints(Path(recipe.adapter)) if Path(recipe.adapter).is_dir() else []
+        there = f" It holds checkpoints; name one of them, such as {found[0]}." if found else ""
+        raise UserError(f"adapter: {recipe.adapter} is not an artifact (it has no {FILE}).{there}")
     manifest = verify(folder)
     if manifest.holds != "adapter" or manifest.base is None:
         raise UserError(f"adapter: {folder} is a whole model, no adapter. Name it as base.")
@@ -73,6 +76,11 @@ def settle_adapter(recipe: Recipe) -> tuple[Recipe, Path | None]:
         _, config = read_lora(folder)
         mine = {n: getattr(recipe.lora, n) for n in ("r", "lora_alpha", "use_rslora", "use_dora")}
         wrong = [f"{n}: {getattr(config, n)} there, {v} here" for n, v in mine.items() if getattr(config, n) != v]
+        for field in ("rank_pattern", "alpha_pattern"):
+            if getattr(recipe.lora, field) and getattr(recipe.lora, field) != getattr(config, field):
+                raise UserError(
+                    f"lora.{field}: {folder} has {getattr(config, field) or 'none'}, which is kept. Drop the field."
+                )
         if wrong:
             shape = " ".join(f"lora.{n}={getattr(config, n)}" for n, v in mine.items() if getattr(config, n) != v)
             raise UserError(
@@ -82,7 +90,7 @@ def settle_adapter(recipe: Recipe) -> tuple[Recipe, Path | None]:
     return recipe, folder
 
 
-def merge_first(recipe: Recipe, adapter: Path) -> None:
+def merge_first(recipe: Recipe, adapter: Path, base: str | Parts) -> None:
     """Writes the adapter and its base as one to `output_dir/base`, unless a run that was cut off has done so.
 
     Raises:
@@ -90,12 +98,14 @@ def merge_first(recipe: Recipe, adapter: Path) -> None:
     """
     merged = Path(recipe.output_dir) / MERGED
     if merged.exists():
-        if read_manifest(merged).report.get("merged_from") != str(adapter):
-            raise UserError(f"{merged} is there already and is not made of {adapter}; name another output_dir.")
+        if read_manifest(merged).report.get("merged_from_sha256") != digest(adapter / FILE):
+            raise UserError(
+                f"{merged} is there already and is not made of {adapter} as it is now; name another output_dir."
+            )
         verify_quick(merged)
         return
     console.note(f"Merging {adapter} into {merged}, the new base.")
-    merge(adapter, merged)
+    merge(adapter, merged, dtype="float32" if recipe.dtype == "float32" else "bfloat16", base=base)
 
 
 def where_to_start(recipe: Recipe, resume: bool) -> Path | None:
@@ -108,7 +118,8 @@ def where_to_start(recipe: Recipe, resume: bool) -> Path | None:
     if not resume:
         if (out / FINAL).exists() or checkpoints(out):
             raise UserError(f"{out} holds a run already. Add --resume to go on with it, or name another output_dir.")
-        sweep(out)
+        if first_process():
+            sweep(out)
         can_write(out / PROBE).rmdir()
         return None
     if (out / FINAL).exists():
@@ -118,9 +129,10 @@ def where_to_start(recipe: Recipe, resume: bool) -> Path | None:
         reasons = "".join(f"\n  - {c}" for c in complaints.values())
         raise UserError(f"No good checkpoint in {out} to resume from.{reasons}\nBegin anew with another output_dir.")
     _compare(recipe, found)
-    for folder, complaint in complaints.items():
-        console.note(f"Passed over: {complaint} It is now {set_aside(folder)}.")
-    sweep(out)
+    if first_process():
+        for folder, complaint in complaints.items():
+            console.note(f"Passed over: {complaint} It is now {set_aside(folder)}.")
+        sweep(out)
     console.note(f"Resuming from {found}.")
     return found
 

@@ -22,6 +22,7 @@ from trl import SFTTrainer
 from .. import console
 from ..artifact.adapter import fill, save_adapter
 from ..artifact.manifest import Manifest, writing
+from ..data.dataset import FILLER
 from ..data.processing import Processing
 from ..data.tokens import IGNORE
 from ..errors import RunError
@@ -82,11 +83,17 @@ class LlavaTrainer(SFTTrainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> SeededSampler:
         rows = (train_dataset if train_dataset is not None else self.train_dataset).with_format(None)
         recipe = self.recipe
+        fillers = sum(
+            place == FILLER for place in rows["where"][-self.args.world_size * recipe.per_device_train_batch_size :]
+        )
         if recipe.order == "original":
             together = self.args.world_size * self.args.gradient_accumulation_steps
-            return OriginalSampler(rows["words"][:], recipe.per_device_train_batch_size, together, recipe.seed)
-        lengths = rows["words"][:] if recipe.group_by_modality_length else [1] * len(rows)
-        return SeededSampler(lengths, recipe.global_batch_size, recipe.seed, recipe.group_by_modality_length)
+            words = rows["words"][: len(rows) - fillers]
+            return OriginalSampler(words, recipe.per_device_train_batch_size, together, recipe.seed, fillers)
+        real = len(rows) - fillers
+        lengths = rows["words"][:real] if recipe.group_by_modality_length else [1] * real
+        grouped = recipe.group_by_modality_length
+        return SeededSampler(lengths, recipe.global_batch_size, recipe.seed, grouped, fillers)
 
     def compute_loss(
         self,
@@ -101,7 +108,7 @@ class LlavaTrainer(SFTTrainer):
         counts = self.counts
         counts.supervised += supervised
         counts.tokens += int(inputs["attention_mask"].sum())
-        counts.samples += len(inputs["labels"])
+        counts.samples += int((inputs["labels"] != IGNORE).any(1).sum())  # rows that only fill a batch are none
         self._supervised += supervised
         if self.recipe.loss_average == "per_micro_batch":
             outputs = model(**inputs)

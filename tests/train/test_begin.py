@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from qllava.api import assemble, load, merge, train, verify
 from qllava.artifact.load import Loaded
-from qllava.errors import UserError
+from qllava.errors import RunError, UserError
 from qllava.model.build import load_model, processing_for
 from qllava.recipe import resolve_recipe
 
@@ -203,3 +203,81 @@ def test_lora_plus(recipe_values):
         assert rate == pytest.approx(expected) and decay == (0.0 if "bias" in name else 0.1)
     log = train(mine).log
     assert log[0]["projector_learning_rate"] == pytest.approx(log[0]["learning_rate"])
+
+
+def test_a_run_of_text_alone_with_a_tower_that_trains(recipe_values, tmp_path):
+    rows = [
+        {"id": str(i), "conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello!"}]}
+        for i in range(8)
+    ]
+    (tmp_path / "text.json").write_text(json.dumps(rows))
+    data = [{"path": str(tmp_path / "text.json")}]
+    assert train(recipe(recipe_values, data=data, tune_vision_tower="full", max_steps=1)).steps == 1
+
+
+def test_a_tower_that_trains_in_bfloat16(recipe_values):
+    """Its unread last layer runs as well, and CLIP's norms take one dtype."""
+    result = train(recipe(recipe_values, tune_vision_tower="full", dtype="bfloat16", max_steps=1))
+    assert next(p for p in result.audit if p["part"] == "vision tower")["dtype"] == "float32"
+
+
+def test_eva_with_more_directions_than_a_batch_has_tokens(recipe_values, monkeypatch):
+    monkeypatch.setattr("qllava.model.lora.MOST_BATCHES", 8)
+    with pytest.raises(UserError, match="EVA has not settled after 8 batches"):
+        train(recipe(recipe_values, per_device_train_batch_size=1, lora={"init_lora_weights": "eva", "r": 128}))
+
+
+@pytest.mark.parametrize("init", ["pissa", "olora", "loftq"])
+def test_a_rank_beyond_the_weights(recipe_values, init):
+    with pytest.raises(UserError, match=r"which has only 256.*rank_pattern: \{self_attn\.[kqvo]_proj: 256\}"):
+        train(recipe(recipe_values, lora={"init_lora_weights": init, "r": 300}))
+
+
+def test_what_continue_would_silently_leave_out(recipe_values, tmp_path):
+    patterned = train(
+        recipe(recipe_values, tune="lora", lora={"rank_pattern": {"down_proj": 2}}, output_dir=str(tmp_path / "a"))
+    ).artifact
+    with pytest.raises(RunError, match="vision tower's LoRA"):
+        train(
+            recipe(
+                recipe_values,
+                tune="lora",
+                adapter=str(patterned),
+                tune_vision_tower="lora",
+                output_dir=str(tmp_path / "b"),
+            )
+        )
+    with pytest.raises(UserError, match=r"lora\.rank_pattern: .* which is kept\. Drop the field"):
+        changed = {"rank_pattern": {"mlp.down_proj": 16}}
+        train(recipe(recipe_values, tune="lora", adapter=str(patterned), lora=changed, output_dir=str(tmp_path / "b")))
+
+
+def test_a_merged_base_is_of_the_adapter_as_it_is_now(recipe_values, tmp_path, first):
+    """Lost before its first checkpoint, the adapter replaced meanwhile; and a base that has moved since."""
+    values = {"tune": "lora", "adapter": str(first.parent), "adapter_start": "merge-then-new", "max_steps": 1}
+    train(recipe(recipe_values, **values))
+    shutil.rmtree(tmp_path / "run" / "final")
+    shutil.rmtree(tmp_path / "run" / "checkpoint-1")
+    train(recipe(recipe_values, **values))
+    for folder in ("final", "checkpoint-1"):
+        shutil.rmtree(tmp_path / "run" / folder)
+    shutil.rmtree(first.parent)
+    train(recipe(recipe_values, tune="lora", seed=9, output_dir=str(first.parent)))
+    with pytest.raises(UserError, match=r"is not made of .* as it is now"):
+        train(recipe(recipe_values, **values))
+
+
+def test_merge_then_new_takes_the_base_from_where_it_is(recipe_values, tmp_path):
+    base = assemble("embedded", "embedded", tmp_path / "there", dtype="float32")
+    adapter = train(
+        recipe(recipe_values, tune="lora", base=str(base), max_steps=1, output_dir=str(tmp_path / "a"))
+    ).artifact
+    base.rename(tmp_path / "moved")
+    values = {
+        "tune": "lora",
+        "adapter": str(adapter),
+        "adapter_start": "merge-then-new",
+        "base": str(tmp_path / "moved"),
+    }
+    result = train(recipe(recipe_values, **values, max_steps=1))
+    assert verify(result.artifact).report["how"] == "merge-then-new"

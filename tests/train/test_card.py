@@ -28,7 +28,7 @@ def test_the_run_card_holds_what_was_measured(values, tmp_path):
         assert card[measured] > 0
     assert 0 <= card["data_wait_share"] <= 1 and card["eval_loss"] > 0 and card["energy_wh"] is None
     assert card["tokens_per_second"] > card["supervised_tokens_per_second"]
-    assert [entry["step"] for entry in card["log"]] == [1, 2]
+    assert [entry["step"] for entry in card["log"] if "loss" in entry] == [1, 2]
     text = (tmp_path / "run" / "run.md").read_text()
     assert "| LoRA |" in text and card["data_digest"] in text and "torch " in text
 

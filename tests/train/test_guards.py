@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 import shutil
 
 import pytest
@@ -36,6 +37,9 @@ def test_a_blow_up_is_seen_and_noise_is_not():
     assert calm.good == pytest.approx(399, abs=10)
     small = Divergence(3.0)  # on a set learned by heart, ten times nearly nothing is still nearly nothing
     assert not any(small.add(i, 0.01 if i < 200 else 0.1) for i in range(1, 400))
+    turns = Divergence(3.0)  # easy and hard batches take turns, in unequal runs
+    rng = random.Random(1)
+    assert not any(turns.add(i, 0.3 if rng.random() < 0.5 else 1.8) for i in range(1, 3000))
     wild = Divergence(3.0)
     told = [wild.add(i, 1.0 if i <= 100 else 4.0) for i in range(1, 200)]
     stopped = next(i for i, word in enumerate(told, 1) if word)
@@ -129,7 +133,7 @@ def test_a_divergence_keeps_what_was_before_it(recipe_values, tmp_path, blow_up,
     with pytest.raises(RunError, match=r"(?s)has blown up.*The last good checkpoint is"):
         train(resolve_recipe(values))
     found, complaints = newest_good(tmp_path / "run")
-    assert not complaints and 6 <= number_of(found) <= 11
+    assert not complaints and 6 <= number_of(found) <= 10  # step 12's loss would be that of the weights after step 11
     set_aside = sorted(p.name for p in (tmp_path / "run").glob("diverged-*"))
     assert set_aside and "written after all was well" in " ".join(capsys.readouterr().err.split())
     blow_up(999, 1.0)  # with a lower rate, from the last good state

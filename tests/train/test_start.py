@@ -78,7 +78,9 @@ def test_a_loss_that_is_no_number_stops_the_run(recipe_values, tmp_path):
     state = load_file(good / "projector.safetensors")
     state["linear_1.weight"][0, 0] = float("nan")
     save_file(state, folder / "projector.safetensors")
-    with pytest.raises(RunError, match="The loss is nan at step 1"):
+    with pytest.raises(
+        RunError, match=r"none before the first step, such as .*linear_1\.weight: what the run starts from"
+    ):
         train(resolve_recipe({**recipe_values, "projector": str(folder)}))
     assert not (tmp_path / "run" / "final").exists()
 
@@ -138,3 +140,17 @@ def test_the_originals_order_is_bound_to_its_split(recipe_values):
     shutil.rmtree(artifact)
     with pytest.raises(UserError, match="per_device_train_batch_size: 2 then, 1 now"):
         train(resolve_recipe({**values, "max_steps": 2, "per_device_train_batch_size": 1}), resume=True)
+
+
+def test_a_tracker_that_is_none(recipe_values):
+    with pytest.raises(UserError, match=r"report_to: nosuch is not installed or not known\. There are: .*tensorboard"):
+        train(resolve_recipe({**recipe_values, "report_to": ["nosuch"]}))
+
+
+def test_check_and_inspect_take_a_finished_full_run_as_base(recipe_values, tmp_path):
+    from qllava.api import check, inspect
+
+    values = {k: v for k, v in recipe_values.items() if k != "lora"} | {"max_steps": 1}
+    train(resolve_recipe({**values, "tune": "full", "output_dir": str(tmp_path / "full")}))
+    again = resolve_recipe({**values, "tune": "projector", "base": str(tmp_path / "full")})
+    assert check(again)["samples"] == 16 and next(iter(inspect(again).samples()))[0].id

@@ -111,3 +111,25 @@ def test_a_share_that_leaves_nothing(recipe_values):
     mine = recipe(recipe_values, tune="lora", eval_share=0.99)
     with pytest.raises(UserError, match="leaves none to train on"):
         train(mine)
+
+
+def test_a_best_state_that_is_lost_costs_no_artifact(recipe_values, tmp_path, monkeypatch, capsys):
+    import shutil
+
+    from qllava.train.watch import Watch
+
+    losses = iter([1.0, 0.5, 2.0, 3.0])
+    monkeypatch.setattr(Watch, "_loss", lambda self, trainer, model: next(losses))
+    values = {"tune": "lora", "max_steps": 4, "eval_share": 0.25, "eval_steps": 1, "early_stopping_patience": 9}
+    mine = recipe(recipe_values, **values, save_steps=1, save_total_limit=9)
+    whole = train(mine)
+    report = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert (report["weights_of_step"], report["eval_loss"], report["held_out"]) == (2, 0.5, 4)
+    assert "held-out loss 0.5000" in (whole.artifact / "README.md").read_text()
+    shutil.rmtree(whole.artifact)
+    (tmp_path / "run" / "checkpoint-2" / "projector.safetensors").write_bytes(b"half")
+    resumed = train(mine, resume=True)
+    assert resumed.steps == 4 and "The last weights are kept" in " ".join(capsys.readouterr().err.split())
+    report = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert (report["weights_of_step"], report["eval_loss"], report["resumed_from_step"]) == (4, 3.0, 4)
+    assert len([e for e in report["log"] if "loss" in e]) == 4
