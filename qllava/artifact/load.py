@@ -1,11 +1,14 @@
 """Any artifact, or any Hugging Face LLaVA, as a model ready to answer.
 
 In: a folder or hub id. Out: `Loaded`: the model, how its inputs are made, and its manifest. What it is, its manifest says,
-or, where there is none, its config.
+or, where there is none, its config; an adapter that others wrote is read through a copy in this package's layout.
 """
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +16,7 @@ import torch
 import yaml
 from pydantic import ValidationError
 
+from .. import console
 from ..data.processing import Processing
 from ..errors import UserError
 from ..model.build import load_model, load_processing, sources
@@ -47,6 +51,34 @@ def find_artifact(source: str | Path) -> Path | None:
     return None
 
 
+@contextmanager
+def as_artifact(source: str | Path, base: str | None = None) -> Iterator[tuple[Path | None, str | None]]:
+    """Gives the artifact at `source`, and the base to be named for it: while the block lasts, a foreign adapter too.
+
+    An artifact is given as it is, with `base`. An adapter that others wrote is given as a copy in this package's layout,
+    which names its base, so with None. None and `base` for everything else.
+
+    Raises:
+        UserError: a foreign adapter has tensors without a place, or no base.
+        RunError: one of its files is damaged.
+    """
+    from .convert.source import peek
+
+    folder = find_artifact(source)
+    foreign = None if folder is not None else peek(source)
+    if foreign is None or foreign.whole:
+        yield folder, base
+        return
+    from .convert.foreign import normalised
+
+    with tempfile.TemporaryDirectory(prefix="qllava-") as scratch:
+        manifest = normalised(foreign, base, Path(scratch) / "adapter")
+        if manifest.base is None:
+            raise UserError(f"{source} does not say what base it sits on. Name it with --base.")
+        console.note(f"{source} is bound to no fingerprint: that {manifest.base.source} is its base is taken on trust.")
+        yield Path(scratch) / "adapter", None
+
+
 def base_of(manifest: Manifest, override: str | None = None) -> str | Parts:
     """The base that an adapter's manifest names, or the one given in its place, after comparing fingerprints.
 
@@ -56,12 +88,12 @@ def base_of(manifest: Manifest, override: str | None = None) -> str | Parts:
     if manifest.base is None:
         raise UserError("The manifest names no base.")
     named = manifest.base.source
-    base: str | Parts = _parse_base(override) if override else (Parts(**named) if isinstance(named, dict) else named)
+    base: str | Parts = parse_base(override) if override else (Parts(**named) if isinstance(named, dict) else named)
     check_base(base, manifest.base)
     return base
 
 
-def _parse_base(text: str | Parts) -> str | Parts:
+def parse_base(text: str | Parts) -> str | Parts:
     """A folder or hub id, or the parts written as in a recipe: `{vision_tower: A, llm: B}`."""
     if not isinstance(text, str) or not text.lstrip().startswith("{"):
         return text
@@ -89,8 +121,8 @@ def load(
     """The artifact or Hugging Face LLaVA at `source`, ready to answer.
 
     Args:
-        source: artifact, output_dir of a run, folder of a Hugging Face LLaVA, or hub id.
-        base: where an adapter's base lies now, if no longer where its manifest says.
+        source: artifact, output_dir of a run, adapter that others wrote, folder of a Hugging Face LLaVA, or hub id.
+        base: where an adapter's base lies now, if no longer where its manifest says; of a foreign adapter, the base.
         dtype: of the weights that are not quantised; an adapter made by QLoRA gets its base in 4 bits, as it was trained.
 
     Raises:
@@ -98,7 +130,11 @@ def load(
         RunError: a file of the artifact is damaged.
     """
     device = device or pick_device()
-    folder = find_artifact(source)
+    with as_artifact(source, base) as (folder, base):
+        return _load(source, folder, base, dtype, device)
+
+
+def _load(source: str | Path, folder: Path | None, base: str | None, dtype: str, device: torch.device) -> Loaded:
     if folder is None:
         checkpoints = sorted(Path(source).glob("checkpoint-*")) if Path(source).is_dir() else []
         if checkpoints:

@@ -24,6 +24,7 @@ from . import quantize
 
 EMBEDDED = Path(__file__).resolve().parent.parent / "demo" / "assets" / "base"
 IMAGE_TOKEN, PAD_TOKEN = "<image>", "<pad>"
+PADDED = 64  # the vocabulary is made a multiple of this
 HARMLESS = re.compile(r"position_ids|rotary_emb\.inv_freq")  # buffers that older checkpoints carry
 
 
@@ -139,27 +140,19 @@ def _assemble(parts: Parts, dtype: torch.dtype, device: torch.device, quantizati
     """Tower and LLM around a new projector (nn.Linear's own initialisation, as the original's)."""
     if read_config(parts.llm).model_type == "llava":
         raise UserError(f"{parts.llm} is a whole LLaVA; name it as base: {parts.llm}.")
-    tower = _from_pretrained(CLIPVisionModel, parts.vision_tower, dtype=dtype)
+    tower = load_tower(parts.vision_tower, dtype)
     llm = _from_pretrained(AutoModelForCausalLM, parts.llm, **_options(dtype, device, quantization, whole=False))
     tokenizer, _ = load_tokenizer(parts.llm)
-    image_token, pad_token = _extra_ids(tokenizer)
+    image_token, pad_token = extra_ids(tokenizer)
     # Room for <image> and <pad>, padded as llava-hf pads it. The new rows start as zeros: nothing ever reads them.
     if llm.config.vocab_size <= pad_token:
         old = llm.config.vocab_size
-        llm.resize_token_embeddings(pad_token + 1, pad_to_multiple_of=64, mean_resizing=False)
+        llm.resize_token_embeddings(pad_token + 1, pad_to_multiple_of=PADDED, mean_resizing=False)
         for table in (llm.get_input_embeddings(), llm.get_output_embeddings()):
             table.weight.data[old:] = 0
     llm.config.pad_token_id = pad_token
-    config = LlavaConfig(
-        vision_config=tower.config.to_dict(),
-        text_config={**llm.config.to_dict(), "quantization_config": None},
-        image_token_index=image_token,
-        image_seq_length=(tower.config.image_size // tower.config.patch_size) ** 2,
-        vision_feature_layer=parts.vision_feature_layer,
-        tie_word_embeddings=llm.config.tie_word_embeddings,
-    )
-    with torch.device("meta"):
-        model = Llava(config)
+    config = llava_config(tower.config, llm.config, image_token, parts.vision_feature_layer)
+    model = skeleton(config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         projector = LlavaMultiModalProjector(config)
@@ -174,7 +167,52 @@ def _assemble(parts: Parts, dtype: torch.dtype, device: torch.device, quantizati
     return model if quantization is not None else model.to(device)
 
 
-def _extra_ids(tokenizer: Any) -> tuple[int, int]:
+def load_tower(source: str, dtype: torch.dtype | str) -> CLIPVisionModel:
+    """The CLIP vision tower at `source`; dtype `auto` is that of its files.
+
+    Raises:
+        UserError: there is none.
+    """
+    return _from_pretrained(CLIPVisionModel, source, dtype=dtype)
+
+
+def llava_config(tower: Any, llm: Any, image_token: int, vision_feature_layer: int = -2) -> LlavaConfig:
+    """The config of a LLaVA of these two configs; `image_token` is the id that stands for one patch."""
+    return LlavaConfig(
+        vision_config={k: v for k, v in tower.to_dict().items() if k != "_name_or_path"},
+        text_config={**llm.to_dict(), "quantization_config": None},
+        image_token_index=image_token,
+        image_seq_length=(tower.image_size // tower.patch_size) ** 2,
+        vision_feature_layer=vision_feature_layer,
+        tie_word_embeddings=llm.tie_word_embeddings,
+    )
+
+
+def skeleton(config: LlavaConfig) -> Llava:
+    """The model without weights: its modules' names and shapes."""
+    with torch.device("meta"):
+        return Llava(config)
+
+
+def config_of(base: str | Parts) -> LlavaConfig:
+    """The config that the base has, or will have once it is assembled.
+
+    Raises:
+        UserError: it is no LLaVA, nor the parts of one.
+    """
+    base = locate(base)
+    config = read_config(base if isinstance(base, str) else base.llm)
+    if isinstance(base, str) and config.model_type != "llava":
+        raise UserError(
+            f"{base} is a {config.model_type}, not a Hugging Face LLaVA. Name its parts as base: {{vision_tower, llm}}."
+        )
+    if isinstance(base, str):
+        return config
+    tower = read_config(base.vision_tower)
+    return llava_config(getattr(tower, "vision_config", tower), config, config.vocab_size, base.vision_feature_layer)
+
+
+def extra_ids(tokenizer: Any) -> tuple[int, int]:
     """Ids of `<image>` and `<pad>`: the tokenizer's own where it has them, else the first free ones."""
     known, free = tokenizer.get_vocab(), len(tokenizer)
     ids = []
@@ -201,7 +239,7 @@ def load_processing(
     config = read_config(base if whole else base.vision_tower)
     vision = getattr(config, "vision_config", config)
     tokenizer, model_file = load_tokenizer(base if whole else base.llm)
-    image_token, pad_token = _extra_ids(tokenizer)
+    image_token, pad_token = extra_ids(tokenizer)
     if whole:
         image_token = config.image_token_index
         pad_token = tokenizer.get_vocab().get(PAD_TOKEN, config.text_config.pad_token_id or 0)
