@@ -59,13 +59,17 @@ def as_artifact(source: str | Path, base: str | None = None) -> Iterator[tuple[P
     which names its base, so with None. None and `base` for everything else.
 
     Raises:
-        UserError: a foreign adapter has tensors without a place, or no base.
+        UserError: a foreign adapter has tensors without a place, or no base; a whole model is to be converted first.
         RunError: one of its files is damaged.
     """
     from .convert.source import peek
 
     folder = find_artifact(source)
     foreign = None if folder is not None else peek(source)
+    if foreign is not None and foreign.kind == "original" and foreign.is_llava:
+        raise UserError(
+            f"{source} is a model in the original's layout. Convert it first: qllava convert {source} --to hf --out DIR"
+        )
     if foreign is None or foreign.whole:
         yield folder, base
         return
@@ -85,8 +89,10 @@ def base_of(manifest: Manifest, override: str | None = None) -> str | Parts:
     Raises:
         UserError: it is not the base that the adapter was trained on.
     """
+    if manifest.base is None and override:  # a projector that was converted without one
+        return parse_base(override)
     if manifest.base is None:
-        raise UserError("The manifest names no base.")
+        raise UserError("The manifest names no base. Name one with --base.")
     named = manifest.base.source
     base: str | Parts = parse_base(override) if override else (Parts(**named) if isinstance(named, dict) else named)
     check_base(base, manifest.base)

@@ -35,8 +35,7 @@ def find_base(source: Source, named: str | Parts | None, vision_tower: str | Non
         base = str(there.path)
     if there is not None and not there.whole:
         raise UserError(f"{base} is an adapter itself, no base. Name what it was trained on with --base.")
-    llm = there is not None and there.kind == "original" and "mm_vision_tower" not in there.config
-    if there is not None and there.kind == "original" and not llm:
+    if there is not None and there.kind == "original" and there.is_llava:
         raise UserError(
             f"The base {base} is in the original's layout. Convert it first: qllava convert {base} --to hf --out DIR; then "
             "name DIR with --base."
@@ -54,4 +53,5 @@ def find_base(source: Source, named: str | Parts | None, vision_tower: str | Non
             f"{base} is a {config.model_type} alone, no LLaVA. Name a whole one with --base, or its parts as "
             "{vision_tower: A, llm: B}."
         ) from None
-    return Parts(vision_tower=tower, llm=base)
+    layer = source.config.get("mm_vision_select_layer", -2)
+    return Parts(vision_tower=tower, llm=base, vision_feature_layer=layer)

@@ -86,6 +86,7 @@ def export_whole(source: Source, out: Path, vision_tower: str | None = None) -> 
     tokenizer, model_file = load_tokenizer(str(source.path))
     size = own_size(tokenizer, record)
     state = {dialects.to_original(dialects.to_runtime(k)): v for k, v in read_whole_state(source.path).items()}
+    size = min(size, len(state[TABLES[0]]))
     tower = {k: v for k, v in state.items() if k.startswith("model.vision_tower.")}
     state = {k: v[:size].clone() if k in TABLES else v.contiguous() for k, v in state.items() if k not in tower}
     trained = _tower_trained(source.manifest)

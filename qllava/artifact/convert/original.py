@@ -122,15 +122,12 @@ def to_hf(source: Source, out: Path, vision_tower: str | None = None) -> Path:
         llm=str(source.path),
         vision_feature_layer=source.config.get("mm_vision_select_layer", -2),
     )
-    processing = load_processing(parts, "vicuna_v1", aspect_ratio(source.config))
+    tower = _tower_config(tower_source, source.path)
+    processing = _processing(parts, source)
     state = published(read_whole_state(source.path))
     own_tower = any(k.startswith("vision_tower.") for k in state)
-    if own_tower:
-        tower = read_config(tower_source)
-        tower = getattr(tower, "vision_config", tower)
-    else:
+    if not own_tower:
         model = load_tower(tower_source, "auto")
-        tower = model.config
         state |= {dialects.to_published(f"model.vision_tower.{_inner(k)}"): v for k, v in model.state_dict().items()}
     text = llama_config(source.config)
     image_token, pad_token = extra_ids(processing.encoder.tokenizer)
@@ -148,6 +145,27 @@ def to_hf(source: Source, out: Path, vision_tower: str | None = None) -> Path:
     with writing(out, manifest) as partial:
         write_whole(state, config, processing, partial)
     return out
+
+
+def _tower_config(tower: str, folder: Path) -> Any:
+    try:
+        config = read_config(tower)
+    except UserError as error:
+        raise UserError(
+            f"The vision tower of {folder} cannot be read. {error} Name it with --vision-tower DIR."
+        ) from None
+    return getattr(config, "vision_config", config)
+
+
+def _processing(parts: Parts, source: Source) -> Any:
+    try:
+        return load_processing(parts, "vicuna_v1", aspect_ratio(source.config))
+    except UserError as error:
+        if "tokenizer" not in str(error):
+            raise
+        raise UserError(
+            f"{error} Copy its LLM's tokenizer.model and tokenizer_config.json into {source.path}, and convert again."
+        ) from None
 
 
 def _inner(key: str) -> str:

@@ -15,7 +15,10 @@ Kind = Literal["adapter", "model", "hf", "original", "peft", "xtuner", "projecto
 ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")  # PEFT's weights
 TRAINABLES = "non_lora_trainables.bin"  # what the original trains beside LoRA
 PROJECTOR = "mm_projector.bin"  # what the original writes after stage 1
-XTUNER = ("llm_adapter", "projector", "visual_encoder_adapter")
+XTUNER = (
+    "llm_adapter/adapter_config.json", "visual_encoder_adapter/adapter_config.json", "projector/model.safetensors",
+    "projector/pytorch_model.bin",
+)  # fmt: skip
 
 
 @dataclass
@@ -30,6 +33,11 @@ class Source:
     path: Path  # the folder; the file, where a projector's file was named
     config: dict[str, Any] = field(default_factory=dict)  # its config.json
     manifest: Manifest | None = None
+
+    @property
+    def is_llava(self) -> bool:
+        """Whether an `original` is a LLaVA by its config, and not an LLM alone."""
+        return any(n in self.config for n in ("mm_vision_tower", "mm_projector_type"))
 
     @property
     def whole(self) -> bool:
@@ -63,14 +71,14 @@ def peek(source: str | Path) -> Source | None:
         manifest = read_manifest(folder)
         return Source("adapter" if manifest.holds == "adapter" else "model", folder, _config(folder), manifest)
     folder = Path(source)
-    if folder.is_file():
+    if folder.is_file() and folder.suffix in (".bin", ".safetensors", ".pt", ".pth"):
         return Source("projector", folder)
     if not folder.is_dir():
         return None
     config = _config(folder)
     if first_file(folder, "adapter_config.json", TRAINABLES, *ADAPTERS):
         return Source("peft", folder, config)
-    if any((folder / name).is_dir() for name in XTUNER) and not weight_shards(folder):
+    if first_file(folder, *XTUNER) and not weight_shards(folder):
         return Source("xtuner", folder, config)
     if config and weight_shards(folder):
         is_hf = config.get("model_type") == "llava" and "text_config" in config
