@@ -142,7 +142,7 @@ def test_another_base_is_refused(base, tmp_path):
     save_file({k: torch.zeros(5, 5) for k in load_file(file)}, file, {"format": "pt"})
     with pytest.raises(UserError, match="does not fit the base"):
         load(tmp_path / "x")
-    with pytest.raises(UserError, match="cannot be read.*--base"):
+    with pytest.raises(UserError, match=r"cannot be read.*--base"):
         load(tmp_path / "x", base=str(tmp_path / "gone"))
 
 
@@ -151,7 +151,7 @@ class Code:
         return (print, ("run",))
 
 
-@pytest.mark.parametrize("damage", ["cut", "garbage", "code", "no tensors", "half"])
+@pytest.mark.parametrize("damage", ["cut", "garbage", "code", "bare code", "no tensors", "half"])
 def test_a_damaged_bin(base, tmp_path, damage, capsys):
     peft_adapter(base, tmp_path / "x")
     weights = tmp_path / "x" / "adapter_model.safetensors"
@@ -165,9 +165,12 @@ def test_a_damaged_bin(base, tmp_path, damage, capsys):
     elif damage == "garbage":
         file.write_bytes(b"no weights at all")
     elif damage == "code":
+        torch.save({**state, "x": Code()}, file)
+    elif damage == "bare code":
         file.write_bytes(pickle.dumps({"x": Code()}))
     kind, message = {
-        "code": (UserError, "holds more than tensors"), "no tensors": (UserError, "is no set of weights"),
+        "code": (UserError, "holds more than tensors"), "bare code": (UserError, "holds more than tensors"),
+        "no tensors": (UserError, "is no set of weights"),
         "half": (RunError, "is not whole"),
     }.get(damage, (RunError, "is damaged"))  # fmt: skip
     with pytest.raises(kind, match=message):
@@ -220,7 +223,7 @@ def test_out_to_the_original_and_in_again(recipe_values, tmp_path):
 def test_a_tower_that_was_trained_goes_along(recipe_values, tmp_path):
     values = {**recipe_values, "tune": "lora", "tune_vision_tower": "full", "vision_tower_learning_rate": 1e-3}
     adapter = train(resolve_recipe(values)).artifact
-    with pytest.raises(UserError, match="vision tower of its own.*--merge"):
+    with pytest.raises(UserError, match=r"vision tower of its own.*--merge"):
         convert(adapter, "original", tmp_path / "o")
     whole = convert(adapter, "original", tmp_path / "w", merge=True)
     assert json.loads((whole / "config.json").read_text())["unfreeze_mm_vision_tower"] is True

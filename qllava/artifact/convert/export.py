@@ -180,7 +180,7 @@ def _adapter_config(manifest: Manifest, base: str | None, vision_tower: str | No
         return flat_config(None, record["config"], None, named, manifest.image_aspect_ratio)
     if manifest.base is None:
         return None
-    on = base_of(manifest, base)
+    on = locate(base_of(manifest, base))
     if named is None:
         raise UserError(f"Nothing says which vision tower {on} has. Name it with --vision-tower, a hub id or a folder.")
     tokenizer, _ = load_tokenizer(on.llm if isinstance(on, Parts) else on)
