@@ -238,6 +238,19 @@ def test_a_model_that_names_no_tower_takes_it_along(base, tmp_path):
     assert torch.equal(logits(load(again, dtype="float32").model), logits(load(base, dtype="float32").model))
 
 
+def test_a_tokenizer_without_sentencepiece_goes_out_without_the_new_tokens(base, tmp_path):
+    from transformers import AutoTokenizer
+
+    shutil.copytree(base, tmp_path / "x")
+    for name in ("qllava.json", "tokenizer.model"):
+        (tmp_path / "x" / name).unlink()
+    out = convert(tmp_path / "x", "original", tmp_path / "o", vision_tower="openai/clip-vit-large-patch14-336")
+    config = json.loads((out / "config.json").read_text())
+    assert config["mm_vision_tower"] == "openai/clip-vit-large-patch14-336"
+    assert config["vocab_size"] == len(AutoTokenizer.from_pretrained(out)) == 2048
+    assert "<image>" not in "".join(f.read_text() for f in out.glob("*.json"))
+
+
 def test_wrong_requests(base, tmp_path):
     (tmp_path / "taken").mkdir()
     for source, to, out, complaint in (

@@ -44,9 +44,8 @@ def convert(
         raise UserError(f"{source} is a whole model; --base goes with an adapter.")
     if to == "original":
         return _to_original(found, out, base, vision_tower)
-    return _to_hf(
-        found, out, base, vision_tower
-    )  # other layouts take their place above, each a function of a file here
+    # Other layouts take their place here, each as a function of a file beside this one, with its name in LAYOUTS.
+    return _to_hf(found, out, base, vision_tower)
 
 
 def _to_original(found: Source, out: Path, base: str | None, vision_tower: str | None) -> Path:

@@ -67,8 +67,8 @@ def tower_of(manifest: Manifest | None) -> str | None:
 
 
 def _tower_trained(manifest: Manifest | None) -> bool:
-    recipe = (manifest.recipe if manifest is not None else None) or {}
-    return recipe.get("tune_vision_tower", "frozen") != "frozen"
+    recipes = (m.recipe or {} for m, _ in _lineage(manifest))
+    return any(r.get("tune_vision_tower", "frozen") != "frozen" for r in recipes)
 
 
 def export_whole(source: Source, out: Path, vision_tower: str | None = None) -> Path:
@@ -157,6 +157,8 @@ def export_adapter(
     dtype = getattr(torch, own.get("projector_dtype", "float32"))
     projector = {dialects.to_original(f"model.{MARK}{k}"): v.to(dtype) for k, v in read_projector(folder).items()}
     flat = _adapter_config(manifest, base, vision_tower)
+    if flat is not None and _tower_trained(manifest):
+        flat["unfreeze_mm_vision_tower"] = True  # its base's weights hold the tower
     lora = (folder / CONFIG).is_file()
     if lora and flat is None:
         raise UserError(f"{folder} names no base. Name it with --base.")

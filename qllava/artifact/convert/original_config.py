@@ -79,7 +79,7 @@ def write_tokenizer(tokenizer: Any, model_file: Path | None, source: Path, folde
             shutil.copyfile(model_file, folder / "tokenizer.model")
             limit = min(tokenizer.model_max_length, 1 << 20)
             values = {
-                "tokenizer_class": "LlamaTokenizer", "legacy": False, "add_bos_token": True, "add_eos_token": False, **tokens,
+                "tokenizer_class": "LlamaTokenizer", "legacy": bool(tokenizer.init_kwargs.get("legacy", False)), "add_bos_token": True, "add_eos_token": False, **tokens,
                 "pad_token": tokens["unk_token"], "clean_up_tokenization_spaces": False, "model_max_length": limit,
                 "padding_side": "right",
             }  # fmt: skip
