@@ -242,5 +242,5 @@ def _manifest(source: Source, found: Gathered, base: str | Parts | None, record:
     return Manifest(
         kind="adapter", holds="adapter", template=template if found.lora else "plain", image_aspect_ratio=ratio,
         base=None if base is None else Base(source=portable(base), fingerprint=fingerprint(sources(base))),
-        tune="lora" if found.lora else "projector", report={"converted_from": str(source.path), RECORD: record},
+        tune="lora" if found.lora else "projector", report={"converted_from": str(source.path.resolve()), RECORD: record},
     )  # fmt: skip

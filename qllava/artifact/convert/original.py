@@ -140,7 +140,7 @@ def to_hf(source: Source, out: Path, vision_tower: str | None = None) -> Path:
     dtype = str(state[TABLES[0]].dtype).removeprefix("torch.")
     manifest = Manifest(
         kind="model", holds="model", template="vicuna_v1", image_aspect_ratio=aspect_ratio(source.config), dtype=dtype,
-        report={"converted_from": str(source.path), RECORD: {"config": source.config, "tower_in_weights": own_tower}},
+        report={"converted_from": str(source.path.resolve()), RECORD: {"config": source.config, "tower_in_weights": own_tower}},
     )  # fmt: skip
     with writing(out, manifest) as partial:
         write_whole(state, config, processing, partial)
@@ -203,7 +203,7 @@ def rewrite(source: Source, out: Path) -> Path:
     manifest = (
         Manifest(kind="model", holds="model", template="vicuna_v1", image_aspect_ratio="pad") if old is None else old
     )
-    manifest = manifest.model_copy(update={"report": {**manifest.report, "converted_from": str(source.path)}})
+    manifest = manifest.model_copy(update={"report": {**manifest.report, "converted_from": str(source.path.resolve())}})
     processing = load_processing(
         str(source.path), manifest.template, manifest.image_aspect_ratio, manifest.after_eos, manifest.exif_transpose
     )
