@@ -12,13 +12,14 @@ that the user can mend and `RunError` for a run or a check that failed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .artifact.load import Loaded
     from .artifact.manifest import Manifest
+    from .artifact.switch import Switch
     from .recipe import Recipe
     from .serve.chat import Chat
     from .train.inspect import Inspection
@@ -73,12 +74,31 @@ def inspect(recipe: Source | Recipe | None = None, overrides: Sequence[str] = ()
 
 
 def merge(
-    adapter: Source, out: Source, target: str | None = None, dtype: str = "bfloat16", base: str | None = None
+    adapter: Source,
+    out: Source,
+    target: str | None = None,
+    dtype: str = "bfloat16",
+    base: str | None = None,
+    **options: Any,
 ) -> Path:
-    """An adapter and its base as one plain Hugging Face model in `out`. See `qllava.artifact.merge.merge`."""
+    """An adapter and its base as one plain Hugging Face model in `out`, compared with both. See `qllava.artifact.merge.merge`."""
     from .artifact.merge import merge as run
 
-    return run(adapter, out, target, dtype, base)
+    return run(adapter, out, target, dtype, base, **options)
+
+
+def combine(adapters: Sequence[Source], out: Source, weights: Sequence[float] | None = None, **options: Any) -> Path:
+    """Several adapters of one base as one. See `qllava.artifact.combine.combine`."""
+    from .artifact.combine import combine as run
+
+    return run(adapters, out, weights, **options)
+
+
+def switch(adapters: Mapping[str, Source], base: str | None = None) -> Switch:
+    """Several adapters by name on one base in memory. See `qllava.artifact.switch.Switch`."""
+    from .artifact.switch import Switch as Board
+
+    return Board(adapters, base)
 
 
 def convert(
@@ -97,11 +117,14 @@ def evaluate(source: Source, data: Source, image_root: Source | None = None, **o
     return run(source, data, image_root, **options)
 
 
-def chat(source: Source, image: Source | None = None, base: str | None = None, max_new_tokens: int = 512) -> Chat:
-    """A conversation with a model; `.ask(text)` answers. See `qllava.serve.chat`."""
+def chat(
+    source: Source, image: Source | None = None, base: str | None = None, max_new_tokens: int = 512,
+    adapters: Mapping[str, Source] | None = None,
+) -> Chat:  # fmt: skip
+    """A conversation with a model; `.ask(text)` answers, `.use(name)` switches adapters. See `qllava.serve.chat`."""
     from .serve.chat import open_chat
 
-    return open_chat(source, image, base, max_new_tokens)
+    return open_chat(source, image, base, max_new_tokens, adapters)
 
 
 def assemble(vision_tower: str, llm: str, out: Source, **options: Any) -> Path:
@@ -124,6 +147,15 @@ def verify(artifact: Source) -> Manifest:
     from .artifact.manifest import verify as run
 
     return run(find_artifact(artifact) or Path(artifact))
+
+
+def fingerprint(base: str, exact: bool = False) -> str:
+    """The digest by which adapters know a base again; `exact` reads every byte. See `qllava.model.fingerprint`."""
+    from .artifact.load import parse_base
+    from .model.build import sources
+    from .model.fingerprint import fingerprint as run
+
+    return run(sources(parse_base(base)), exact)
 
 
 def demo(out: Source = "runs/demo", **options: Any) -> dict[str, Any]:

@@ -121,10 +121,13 @@ def stack_on(model: torch.nn.Module, folder: Path) -> None:
     add_companion(model, rows)
 
 
-def check_loaded(model: torch.nn.Module, stored: set[str], folder: Path) -> None:
+def check_loaded(model: torch.nn.Module, stored: set[str], folder: Path, adapter: str = OWN) -> None:
     """Makes sure that every LoRA tensor of the folder has its place in the model, and the reverse."""
+    mark = f".{adapter}"
     placed = {
-        _plain(n.replace(f".{OWN}", "")) for n, _ in model.named_parameters() if "lora_" in n and COMPANION not in n
+        _plain(n.replace(mark, ""))
+        for n, _ in model.named_parameters()
+        if "lora_" in n and (f"{mark}." in n or n.endswith(mark))
     }
     stored = {_plain(k) for k in stored}
     if stored != placed:

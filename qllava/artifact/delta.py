@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
-from ..errors import UserError
+from ..errors import RunError, UserError
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 PREFIX = "base_model.model."  # PEFT's, before a module's path
@@ -101,3 +101,29 @@ def read_changes(folder: Path) -> dict[str, Change]:
     if strange := sorted(set(state) - known):
         raise UserError(f"The LoRA in {folder} holds what is no LoRA on a linear: {strange[:3]}.")
     return changes
+
+
+def write_changes(changes: dict[str, Change], folder: Path) -> None:
+    """Writes changes as an adapter in PEFT's format; ranks and scalings may differ from module to module."""
+    if not changes:
+        return
+    from peft import LoraConfig
+
+    dora = [n for n, c in changes.items() if c.magnitude is not None]
+    if dora and len(dora) < len(changes):
+        raise RunError("Some modules are DoRA and some are not; PEFT's format knows one kind for all.")
+    ranks = {n: c.rank for n, c in changes.items()}
+    alphas = {n: c.scaling * c.rank for n, c in changes.items()}
+    rank, alpha = max(ranks.values()), next(iter(alphas.values()))
+    config = LoraConfig(
+        task_type="CAUSAL_LM", r=rank, lora_alpha=alpha, target_modules=sorted(changes), use_dora=bool(dora),
+        rank_pattern={n: r for n, r in ranks.items() if r != rank},
+        alpha_pattern={n: a for n, a in alphas.items() if a != alpha}, inference_mode=True,
+    )  # fmt: skip
+    state = {}
+    for name, change in changes.items():
+        state[f"{PREFIX}{name}.lora_A.weight"], state[f"{PREFIX}{name}.lora_B.weight"] = change.a, change.b
+        if change.magnitude is not None:
+            state[f"{PREFIX}{name}.lora_magnitude_vector"] = change.magnitude
+    save_file({k: v.contiguous().clone() for k, v in state.items()}, folder / WEIGHTS, metadata={"format": "pt"})
+    config.save_pretrained(folder)

@@ -9,7 +9,7 @@ import typer
 
 from .. import api
 from ..errors import UserError
-from .door import Base, Json, app, show
+from .door import Base, Json, app, named, show
 
 
 @app.command("eval", epilog="Example: qllava eval runs/mine --data test.json --image-root images")
@@ -41,13 +41,17 @@ def chat(
     image: Annotated[Path | None, typer.Option(help="Image to talk about.")] = None,
     prompt: Annotated[str | None, typer.Option(help="Ask this once and end.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 512,
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=PATH of one more adapter on the same base, to /use; may come several times."),
+    ] = None,
     base: Base = None,
     as_json: Json = False,
 ) -> None:
     """Talk about an image with a base, an adapter or a merged model."""
     if as_json and prompt is None:
         raise UserError("--json answers one --prompt; name it.")
-    conversation = api.chat(source, image, base, max_new_tokens)
+    conversation = api.chat(source, image, base, max_new_tokens, named(adapter))
     if prompt is None:
         from ..serve.chat import talk
 

@@ -9,7 +9,7 @@ import typer
 
 from .. import __version__, api
 from ..console import note
-from .door import Base, Json, app, show
+from .door import Base, Json, app, numbers, show
 
 
 @app.command(epilog="Example: qllava merge runs/mine --out runs/mine-merged")
@@ -19,18 +19,49 @@ def merge(
     target: Annotated[
         str | None,
         typer.Option(
-            help="bf16 (the original weights) or bf16-dequantized (as QLoRA saw them); by default what training saw."
+            help="bf16 (the original weights), bf16-dequantized (as QLoRA saw them) or nf4; by default what training saw."
         ),
     ] = None,
     dtype: Annotated[str, typer.Option(help="bfloat16, float16 or float32.")] = "bfloat16",
     base: Base = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Merge into nf4, which rounds a part of what was learned away.")
+    ] = False,
+    proof: Annotated[
+        bool,
+        typer.Option(
+            "--proof/--no-proof", help="Compare what was written with base and adapter; needs both in memory."
+        ),
+    ] = True,
     as_json: Json = False,
 ) -> None:
-    """Writes adapter and base as one plain Hugging Face LLaVA that transformers loads without qllava."""
-    folder = api.merge(adapter, out, target, dtype, base)
+    """Writes adapter and base as one plain Hugging Face LLaVA that transformers loads without qllava, and proves it right."""
+    folder = api.merge(adapter, out, target, dtype, base, force=force, proof=proof)
     if as_json:
-        show({"model": folder})
+        show({"model": folder, **api.verify(folder).report})
     note(f"Merged into {folder}")
+
+
+@app.command(epilog="Example: qllava combine runs/a runs/b --weights 0.7,0.3 --out runs/both")
+def combine(
+    adapters: Annotated[list[str], typer.Argument(help="Adapters on the same base; one alone can be scaled.")],
+    out: Annotated[Path, typer.Option(help="Folder for the combined adapter.")],
+    weights: Annotated[
+        str | None, typer.Option(help="One for each, with commas: 0.7,0.3. A negative one subtracts; 1 by default.")
+    ] = None,
+    method: Annotated[str, typer.Option(help="sum (exact), ties, dare or dare_ties.")] = "sum",
+    rank: Annotated[int | None, typer.Option(help="Of the result; by default what the exact sum needs.")] = None,
+    density: Annotated[float, typer.Option(help="Share of each change that TIES and DARE keep.")] = 0.5,
+    seed: Annotated[int, typer.Option(help="Of what DARE drops.")] = 0,
+    base: Base = None,
+    as_json: Json = False,
+) -> None:
+    """Makes one adapter of several, projectors included, and shows where they disagree."""
+    options = {"method": method, "rank": rank, "density": density, "seed": seed, "base": base}
+    folder = api.combine(adapters, out, numbers(weights), **options)
+    if as_json:
+        show({"adapter": folder, **api.verify(folder).report})
+    note(f"Combined into {folder}")
 
 
 @app.command(
@@ -79,6 +110,20 @@ def verify(
         show(manifest.model_dump(mode="json", exclude_none=True))
     else:
         print(f"{artifact}: {manifest.kind}, {len(manifest.files)} files, all as they were written")
+
+
+@app.command(epilog="Example: qllava fingerprint llava-hf/llava-1.5-7b-hf")
+def fingerprint(
+    base: Annotated[str, typer.Argument(help="Folder, hub id, or {vision_tower: A, llm: B}.")],
+    exact: Annotated[bool, typer.Option("--exact", help="Of every byte, instead of headers and samples.")] = False,
+    as_json: Json = False,
+) -> None:
+    """The digest by which adapters know their base again."""
+    digest = api.fingerprint(base, exact)
+    if as_json:
+        show({"base": base, "exact": exact, "fingerprint": digest})
+    else:
+        print(digest)
 
 
 @app.command(epilog="Example: qllava version")

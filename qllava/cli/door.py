@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from ..errors import UserError
+
 app = typer.Typer(
     name="qllava",
     help="Fine-tune LLaVA-1.5 with LoRA and QLoRA, from the first command to the merged model. Start with: qllava demo",
@@ -25,3 +27,30 @@ Base = Annotated[str | None, typer.Option(help="Where an adapter's base lies now
 def show(document: Any) -> None:
     """One JSON document on stdout."""
     sys.stdout.write(json.dumps(document, indent=2, default=str, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def numbers(text: str | None) -> list[float] | None:
+    """`0.7,0.3` as numbers; None stays None.
+
+    Raises:
+        UserError: it is something else.
+    """
+    try:
+        return None if text is None else [float(part) for part in text.split(",")]
+    except ValueError:
+        raise UserError(f"{text!r} is no list of numbers; write them with commas, such as 0.7,0.3.") from None
+
+
+def named(pairs: list[str] | None) -> dict[str, str]:
+    """`["a=runs/a"]` as `{"a": "runs/a"}`.
+
+    Raises:
+        UserError: one of them is no such pair.
+    """
+    found = {}
+    for pair in pairs or ():
+        name, equals, path = pair.partition("=")
+        if not equals or not name or not path:
+            raise UserError(f"{pair!r} names no adapter; write NAME=PATH.")
+        found[name] = path
+    return found

@@ -79,12 +79,17 @@ def load_model(
     if quantization is not None:
         quantize.guard(model)
         quantize.check(model)
-    # A Vicuna's own settings (temperature without sampling) are refused by transformers when a finished run is saved.
-    text = model.config.text_config
-    model.generation_config = GenerationConfig(
+    model.generation_config = plain_generation(model.config)
+    return model.requires_grad_(False).eval()
+
+
+def plain_generation(config: LlavaConfig) -> GenerationConfig:
+    """Greedy generation. A Vicuna's own settings (temperature without sampling) are refused by transformers when a finished
+    run is saved."""
+    text = config.text_config
+    return GenerationConfig(
         bos_token_id=text.bos_token_id, eos_token_id=text.eos_token_id, pad_token_id=text.pad_token_id
     )
-    return model.requires_grad_(False).eval()
 
 
 def _options(
@@ -136,22 +141,36 @@ def read_config(source: str) -> Any:
         raise UserError(f"No model at {source}: {str(error).splitlines()[0]}") from None
 
 
+def assembled_config(parts: Parts) -> LlavaConfig:
+    """The configuration of the LLaVA that is assembled from the parts, with room for `<image>` and `<pad>` in the vocabulary,
+    padded as llava-hf pads it.
+
+    Raises:
+        UserError: a part has no configuration or no tokenizer.
+    """
+    parts = locate(parts)
+    tower, llm = read_config(parts.vision_tower), read_config(parts.llm)
+    tower = getattr(tower, "vision_config", tower)
+    tokenizer, _ = load_tokenizer(parts.llm)
+    image_token, pad_token = extra_ids(tokenizer)
+    llm.pad_token_id = pad_token
+    if llm.vocab_size <= pad_token:
+        llm.vocab_size = -(-(pad_token + 1) // PADDED) * PADDED
+    return llava_config(tower, llm, image_token, parts.vision_feature_layer)
+
+
 def _assemble(parts: Parts, dtype: torch.dtype, device: torch.device, quantization: Quantization | None) -> Llava:
     """Tower and LLM around a new projector (nn.Linear's own initialisation, as the original's)."""
     if read_config(parts.llm).model_type == "llava":
         raise UserError(f"{parts.llm} is a whole LLaVA; name it as base: {parts.llm}.")
     tower = load_tower(parts.vision_tower, dtype)
     llm = _from_pretrained(AutoModelForCausalLM, parts.llm, **_options(dtype, device, quantization, whole=False))
-    tokenizer, _ = load_tokenizer(parts.llm)
-    image_token, pad_token = extra_ids(tokenizer)
-    # Room for <image> and <pad>, padded as llava-hf pads it. The new rows start as zeros: nothing ever reads them.
-    if llm.config.vocab_size <= pad_token:
-        old = llm.config.vocab_size
-        llm.resize_token_embeddings(pad_token + 1, pad_to_multiple_of=PADDED, mean_resizing=False)
+    config, old = assembled_config(parts), llm.config.vocab_size
+    if config.text_config.vocab_size > old:  # the new rows start as zeros: nothing ever reads them
+        llm.resize_token_embeddings(config.text_config.vocab_size, mean_resizing=False)
         for table in (llm.get_input_embeddings(), llm.get_output_embeddings()):
             table.weight.data[old:] = 0
-    llm.config.pad_token_id = pad_token
-    config = llava_config(tower.config, llm.config, image_token, parts.vision_feature_layer)
+    llm.config.pad_token_id = config.text_config.pad_token_id
     model = skeleton(config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -180,7 +199,7 @@ def llava_config(tower: Any, llm: Any, image_token: int, vision_feature_layer: i
     """The config of a LLaVA of these two configs; `image_token` is the id that stands for one patch."""
     return LlavaConfig(
         vision_config={k: v for k, v in tower.to_dict().items() if k != "_name_or_path"},
-        text_config={**llm.to_dict(), "quantization_config": None},
+        text_config=llm.to_dict(),
         image_token_index=image_token,
         image_seq_length=(tower.image_size // tower.patch_size) ** 2,
         vision_feature_layer=vision_feature_layer,
@@ -201,15 +220,14 @@ def config_of(base: str | Parts) -> LlavaConfig:
         UserError: it is no LLaVA, nor the parts of one.
     """
     base = locate(base)
-    config = read_config(base if isinstance(base, str) else base.llm)
-    if isinstance(base, str) and config.model_type != "llava":
+    if not isinstance(base, str):
+        return assembled_config(base)
+    config = read_config(base)
+    if config.model_type != "llava":
         raise UserError(
             f"{base} is a {config.model_type}, not a Hugging Face LLaVA. Name its parts as base: {{vision_tower, llm}}."
         )
-    if isinstance(base, str):
-        return config
-    tower = read_config(base.vision_tower)
-    return llava_config(getattr(tower, "vision_config", tower), config, config.vocab_size, base.vision_feature_layer)
+    return config
 
 
 def extra_ids(tokenizer: Any) -> tuple[int, int]:

@@ -6,6 +6,7 @@ wherever the files lie and whatever the folder is called.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,16 +38,32 @@ def weight_files(source: str) -> list[Path]:
     raise UserError(f"{source} holds no weights (safetensors or pytorch_model.bin).")
 
 
-def fingerprint(sources: Sequence[str]) -> str:
-    """The digest of all weight files of all sources, as 32 hex digits."""
-    digest = hashlib.sha256()
-    for source in sources:
-        for file in weight_files(source):
-            size = file.stat().st_size
-            digest.update(size.to_bytes(8, "little"))
-            last = max(0, size - BLOCK)
+def fingerprint(sources: Sequence[str], exact: bool = False) -> str:
+    """The digest of all weight files of all sources, as 32 hex digits.
+
+    Args:
+        exact: of every byte, instead of sizes, headers and sampled blocks; another digest than the quick one.
+    """
+    files = [file for source in sources for file in weight_files(source)]
+    if exact:
+        digest = hashlib.sha256()
+        for file in files:
             with file.open("rb") as stream:
-                for i in range(SAMPLES):
-                    stream.seek(last * i // (SAMPLES - 1))
-                    digest.update(stream.read(BLOCK))
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
+        return digest.hexdigest()[:32]
+    stats = [(file, file.stat()) for file in files]
+    return _sampled(tuple((str(file), stat.st_size, stat.st_mtime_ns) for file, stat in stats))
+
+
+@functools.lru_cache(maxsize=64)
+def _sampled(files: tuple[tuple[str, int, int], ...]) -> str:
+    """Of files by path, size and time of change: computed once for each state of them."""
+    digest = hashlib.sha256()
+    for path, size, _ in files:
+        digest.update(size.to_bytes(8, "little"))
+        last = max(0, size - BLOCK)
+        with Path(path).open("rb") as stream:
+            for i in range(SAMPLES):
+                stream.seek(last * i // (SAMPLES - 1))
+                digest.update(stream.read(BLOCK))
     return digest.hexdigest()[:32]

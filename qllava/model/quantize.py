@@ -74,6 +74,18 @@ def dequantized(module: nn.Module) -> torch.Tensor:
 
 
 @torch.no_grad()
+def four_bits(weight: torch.Tensor, quantization: Quantization, device: torch.device) -> torch.Tensor:
+    """The weight [out, in] rounded to 4 bits as `load_model` would round it, and spelt out again in float32."""
+    import bitsandbytes
+
+    held = bitsandbytes.nn.Params4bit(
+        weight, requires_grad=False, quant_type=quantization.bnb_4bit_quant_type,
+        compress_statistics=quantization.bnb_4bit_use_double_quant,
+    ).to(device)  # fmt: skip
+    return bitsandbytes.functional.dequantize_4bit(held.data, held.quant_state).float()
+
+
+@torch.no_grad()
 def dequantize(model: nn.Module) -> nn.Module:
     """The model with every 4-bit linear replaced by a plain one that holds the same weights in float32."""
     for name, module in quantized_linears(model).items():

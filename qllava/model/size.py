@@ -13,7 +13,7 @@ from torch import nn
 from transformers import LlavaConfig
 from transformers import LlavaForConditionalGeneration as Llava
 
-from ..recipe.schema import Recipe
+from ..recipe.schema import Parts, Recipe
 from .adapt import make_trainable
 from .build import locate, read_config
 from .lora import is_plain, lora_layers
@@ -39,14 +39,7 @@ def size_of(recipe: Recipe) -> Size:
         UserError: the base has no configuration to read.
     """
     base = locate(recipe.base)
-    if isinstance(base, str):
-        config = read_config(base)
-    else:
-        tower, llm = read_config(base.vision_tower), read_config(base.llm)
-        config = LlavaConfig(
-            vision_config=getattr(tower, "vision_config", tower).to_dict(), text_config=llm.to_dict(),
-            tie_word_embeddings=llm.tie_word_embeddings, vision_feature_layer=base.vision_feature_layer,
-        )  # fmt: skip
+    config = read_config(base) if isinstance(base, str) else _config(base)
     with torch.device("meta"):
         model = Llava(config).requires_grad_(False)
         total, language = _count(model), _count(model.model.language_model)
@@ -60,6 +53,15 @@ def size_of(recipe: Recipe) -> Size:
         lora_modules=len(lora_layers(model)),
         trainable=sum(p.numel() for p in model.parameters() if p.requires_grad),
     )
+
+
+def _config(parts: Parts) -> LlavaConfig:
+    """Of the parts' own vocabulary: a tokenizer may not be there yet."""
+    tower, llm = read_config(parts.vision_tower), read_config(parts.llm)
+    return LlavaConfig(
+        vision_config=getattr(tower, "vision_config", tower).to_dict(), text_config=llm.to_dict(),
+        tie_word_embeddings=llm.tie_word_embeddings, vision_feature_layer=parts.vision_feature_layer,
+    )  # fmt: skip
 
 
 def _count(module: nn.Module) -> int:

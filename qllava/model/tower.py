@@ -30,7 +30,8 @@ def tower_parameters(llava: nn.Module) -> set[str]:
     return {n for n in names if (m := re.search(r"\.layers\.(\d+)\.", n)) is None or int(m[1]) < read}
 
 
-def _tensors(model: nn.Module) -> dict[str, nn.Parameter]:
+def tower_tensors(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The tower's parameters that are read, by their names inside the tower."""
     llava = llava_of(model)
     read = tower_parameters(llava)
     return {n.removeprefix(PREFIX): p for n, p in llava.named_parameters() if n in read}
@@ -38,13 +39,25 @@ def _tensors(model: nn.Module) -> dict[str, nn.Parameter]:
 
 def tower_trains(model: nn.Module) -> bool:
     """Whether the tower's own weights train (not LoRA on them)."""
-    return any(p.requires_grad for n, p in _tensors(model).items() if "lora_" not in n)
+    return any(p.requires_grad for n, p in tower_tensors(model).items() if "lora_" not in n)
 
 
 def save_tower(model: nn.Module, folder: Path) -> None:
     """Writes the tower's float32 weights into `folder`."""
-    state = {k: v.detach().float().cpu().contiguous() for k, v in _tensors(model).items()}
+    state = {k: v.detach().float().cpu().contiguous() for k, v in tower_tensors(model).items()}
     save_file(state, folder / FILE, metadata={"format": "pt"})
+
+
+def read_tower(folder: Path) -> dict[str, torch.Tensor]:
+    """The tower's weights in `folder`, by their names inside the tower.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    try:
+        return load_file(folder / FILE)
+    except SafetensorError as error:
+        raise UserError(f"{folder / FILE} is damaged: {error}.") from None
 
 
 @torch.no_grad()
@@ -54,11 +67,7 @@ def put_tower(model: nn.Module, folder: Path) -> None:
     Raises:
         UserError: the file is damaged, or is of another tower.
     """
-    try:
-        state = load_file(folder / FILE)
-    except SafetensorError as error:
-        raise UserError(f"{folder / FILE} is damaged: {error}.") from None
-    own = _tensors(model)
+    state, own = read_tower(folder), tower_tensors(model)
     if {k: v.shape for k, v in own.items()} != {k: v.shape for k, v in state.items()}:
         raise UserError(f"The vision tower in {folder} does not fit this base's.")
     for name, parameter in own.items():

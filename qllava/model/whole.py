@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from huggingface_hub import save_torch_state_dict
 from safetensors.torch import load_file
-from transformers import AddedToken, LlavaForConditionalGeneration, LlavaProcessor
+from transformers import AddedToken, GenerationConfig, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
 from ..data.processing import Processing
@@ -43,14 +43,21 @@ def save_whole(model: LlavaForConditionalGeneration, processing: Processing, fol
         if not (tied and k == "lm_head.weight")
     }
     save_torch_state_dict(state, folder, max_shard_size="5GB")
-    config = type(model.config).from_dict(model.config.to_dict())
+    save_settings(model.config, model.generation_config, processing, folder, dtype)
+
+
+def save_settings(
+    config: LlavaConfig, generation: GenerationConfig, processing: Processing, folder: Path, dtype: torch.dtype
+) -> None:
+    """Writes all of a whole LLaVA's folder but its weights: configs, processor, tokenizer."""
+    config = type(config).from_dict(config.to_dict())
     config.architectures = ["LlavaForConditionalGeneration"]
     for each in (config, config.text_config, config.vision_config):
         each.dtype = dtype
         if getattr(each, "quantization_config", None) is not None or "quantization_config" in vars(each):
             del each.quantization_config
     config.save_pretrained(folder)
-    generation, ends = copy.deepcopy(model.generation_config), processing.end_ids
+    generation, ends = copy.deepcopy(generation), processing.end_ids
     generation.eos_token_id = ends if len(ends) > 1 else ends[0] if ends else None
     generation.save_pretrained(folder)
     save_processor(processing, folder, config.vision_config.patch_size)

@@ -5,7 +5,7 @@ In: a loaded model, texts, images. Out: the answer's text, piece by piece as it 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,15 @@ from transformers import TextStreamer
 
 from .. import console
 from ..artifact.load import Loaded, load
+from ..artifact.switch import Switch
 from ..data.image import open_image
 from ..data.sample import Turn, is_text
 from ..errors import UserError
 from ..evaluate.generate import decode, generate
 
-HELP = "/image FILE takes an image and starts anew, /new starts anew, /quit (or Ctrl-D) ends."
+HELP = (
+    "/image FILE takes an image and starts anew, /new starts anew, /use NAME switches adapters, /quit (or Ctrl-D) ends."
+)
 
 
 class _Streamer(TextStreamer):
@@ -41,6 +44,17 @@ class Chat:
     max_new_tokens: int = 512
     turns: list[Turn] = field(default_factory=list)
     images: list = field(default_factory=list)
+    board: Switch | None = None  # where several adapters are in memory
+
+    def use(self, name: str) -> None:
+        """Lets another adapter answer from here on; the conversation so far stays.
+
+        Raises:
+            UserError: there is none of that name.
+        """
+        if self.board is None:
+            raise UserError("One model is in memory. Name adapters with --adapter NAME=PATH to switch between them.")
+        self.loaded = self.board.use(name)
 
     def show(self, image: str | Path) -> None:
         """Starts anew with this image.
@@ -66,16 +80,21 @@ class Chat:
 
 
 def open_chat(
-    source: str | Path, image: str | Path | None = None, base: str | None = None, max_new_tokens: int = 512
-) -> Chat:
+    source: str | Path, image: str | Path | None = None, base: str | None = None, max_new_tokens: int = 512,
+    adapters: Mapping[str, str | Path] | None = None,
+) -> Chat:  # fmt: skip
     """A conversation with the model at `source`, about `image` if one is given.
+
+    Args:
+        adapters: more of the same base, by name, to switch to (`Chat.use`); `source` is then called `first`.
 
     Raises:
         UserError: the model or the image is missing or wrong.
     """
     if image is not None:
         open_image(Path(image))  # before a model is read
-    chat = Chat(load(source, base), max_new_tokens)
+    board = Switch({"first": source, **adapters}, base) if adapters else None
+    chat = Chat(load(source, base) if board is None else board.loaded, max_new_tokens, board=board)
     if image is not None:
         chat.show(image)
     return chat
@@ -100,6 +119,8 @@ def talk(chat: Chat, read: Callable[[str], str] = input, say: Callable[[str], No
                     chat.turns = []
                 case ["/image", file]:
                     chat.show(file)
+                case ["/use", name]:
+                    chat.use(name)
                 case [word, *_] if word.startswith("/"):
                     console.note(f"No command {word}. {HELP}")
                 case _:

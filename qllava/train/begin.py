@@ -12,11 +12,11 @@ from ..artifact.adapter import fill, stack_on
 from ..artifact.delta import read_lora
 from ..artifact.load import find_artifact
 from ..artifact.manifest import verify_quick
+from ..artifact.stream import BaseTensors
 from ..model.adapt import make_trainable
 from ..model.build import load_model
 from ..model.lora import is_plain, start_eva, start_from_own_weights, start_loftq
 from ..model.projector import llava_of, put_projector, read_projector
-from ..model.weights import Originals
 from ..recipe.rules import from_own_weights, has_lora
 from ..recipe.schema import Recipe
 
@@ -63,7 +63,7 @@ def _start_lora(model: torch.nn.Module, recipe: Recipe, dtype: torch.dtype, devi
     if from_own_weights(recipe):
         start_from_own_weights(model, str(kind))
     elif kind == "loftq":
-        start_loftq(model, Originals(recipe.base))
+        start_loftq(model, BaseTensors(recipe.base).weight)
     elif kind == "eva":
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             start_eva(model, batches)

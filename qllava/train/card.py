@@ -1,7 +1,7 @@
-"""What is said of a run when it has ended: the run card, the model card of its artifact, and the way to the hub.
+"""What is said of a run when it has ended: what it measured, the run card, and the way to the hub.
 
-In: the trainer, the log, the manifest. Out: `run.json` and `run.md` in output_dir, `README.md` in the artifact (in the hub's
-format, by `huggingface_hub`).
+In: the trainer, the log, the manifest. Out: `run.json` and `run.md` in output_dir. (The model card in the artifact is
+`artifact.card`'s.)
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from .. import console
+from ..artifact.card import base_name, markdown_table
 from ..artifact.manifest import Manifest, versions
 from ..errors import RunError, UserError
 from ..recipe.schema import Recipe
@@ -88,21 +89,21 @@ def run_card(manifest: Manifest, history: list[dict[str, Any]], out: Path) -> No
     lines = [
         f"# {out.name}",
         "",
-        f"{recipe.get('stage')}, tune {manifest.tune}, on {_base(manifest)}; {report['steps']:,} steps of "
+        f"{recipe.get('stage')}, tune {manifest.tune}, on {base_name(manifest)}; {report['steps']:,} steps of "
         f"{recipe.get('global_batch_size')} samples in {report['seconds']:,.0f} s on {report['processes']} × {report['device']}.",
         "",
-        *_table(("measured", "value"), [(k.replace("_", " "), v) for k, v in report.items() if _scalar(v)]),
+        *markdown_table(("measured", "value"), [(k.replace("_", " "), v) for k, v in report.items() if _scalar(v)]),
         "",
         "## What trained",
         "",
-        *_table(
+        *markdown_table(
             ("part", "parameters", "trainable", "dtype"),
             [(p["part"], p["parameters"], p["trainable"], p["dtype"]) for p in report["audit"]],
         ),
         "",
         "## Data",
         "",
-        *_table(("source", "samples"), list(report["samples"].items())),
+        *markdown_table(("source", "samples"), list(report["samples"].items())),
         "",
         f"Dropped as unusable: {len(report['dropped']):,}. Digest {report['data_digest']}.",
         "",
@@ -115,71 +116,6 @@ def run_card(manifest: Manifest, history: list[dict[str, Any]], out: Path) -> No
 
 def _scalar(value: Any) -> bool:
     return isinstance(value, int | float | str) and not isinstance(value, bool)
-
-
-def _table(head: tuple[str, ...], rows: list[tuple]) -> list[str]:
-    cells = [[f"{c:,}" if isinstance(c, int) else str(c).replace("|", "\\|") for c in row] for row in rows]
-    return [f"| {' | '.join(r)} |" for r in [list(head), ["---"] * len(head), *cells]]
-
-
-def _base(manifest: Manifest) -> str:
-    source = manifest.base.source if manifest.base else "?"
-    return source if isinstance(source, str) else f"{source['vision_tower']} and {source['llm']}"
-
-
-def model_card(manifest: Manifest, folder: Path) -> None:
-    """Writes the artifact's `README.md`: metadata for the hub, what it is, and how it is used."""
-    from huggingface_hub import ModelCard, ModelCardData
-
-    source = manifest.base.source if manifest.base else None
-    names = [source] if isinstance(source, str) else [source["llm"], source["vision_tower"]] if source else []
-    on_hub = [n for n in names if "/" in n and not Path(n).is_absolute()]
-    adapter = manifest.holds == "adapter"
-    data = ModelCardData(
-        base_model=on_hub or None,
-        library_name="peft" if adapter and (folder / "adapter_config.json").is_file() else "transformers",
-        pipeline_tag="image-text-to-text",
-        tags=["llava", "qllava", *([manifest.tune] if manifest.tune else [])],
-    )
-    report, recipe = manifest.report, manifest.recipe or {}
-    kind = {"lora": "LoRA adapter", "qlora": "QLoRA adapter", "projector": "projector", "full": "model"}[
-        manifest.tune or "full"
-    ]
-    lora = (
-        f", rank {recipe['lora']['r']}, alpha {recipe['lora']['lora_alpha']:g}"
-        if "lora" in (manifest.tune or "")
-        else ""
-    )
-    loss = report.get("loss")
-    text = f"""---
-{data.to_yaml()}
----
-
-# LLaVA-1.5 {kind}
-
-A {kind}{lora} for a LLaVA-1.5, trained by [qllava] on {_base(manifest)} (fingerprint `{manifest.base.fingerprint if manifest.base else ""}`).
-
-- prompts: template `{manifest.template}`, images: `{manifest.image_aspect_ratio}`
-- {report["steps"]:,} steps of {recipe.get("global_batch_size")} samples ({sum(report["samples"].values()):,} samples in all), \
-learning rate {recipe.get("learning_rate")}, projector's {recipe.get("projector_learning_rate") or recipe.get("learning_rate")}
-- last training loss {f"{loss:.4f}" if loss is not None else "not logged"}{_held(report)}
-- what trained, the resolved recipe, versions and the SHA-256 of every file: `qllava.json`
-
-## Use
-
-```
-qllava chat THIS_FOLDER --image photo.png
-{"qllava merge THIS_FOLDER --out merged     # one plain Hugging Face LLaVA" if adapter else "qllava verify THIS_FOLDER"}
-```
-
-The base is bound by its fingerprint: another one is refused. The projector is in `projector.safetensors`, so LoRA loaded by
-PEFT alone lacks it.
-"""
-    ModelCard(text).save(folder / "README.md")
-
-
-def _held(report: dict[str, Any]) -> str:
-    return f", held-out loss {report['eval_loss']:.4f}" if report.get("eval_loss") is not None else ""
 
 
 def check_hub(recipe: Recipe) -> None:

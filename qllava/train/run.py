@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError
 
 from .. import console
+from ..artifact.card import model_card
 from ..artifact.load import FINAL
 from ..artifact.manifest import Base, Manifest, writing
 from ..data.collate import collate
@@ -223,7 +224,7 @@ def _finish(trainer: Any, out: Path, manifest: Manifest, history: Any, meter: ca
         try:
             with writing(out / FINAL, final) as folder:
                 trainer.write_weights(folder)
-                card.model_card(final, folder)
+                model_card(final, folder)
             card.run_card(final, history.history, out)
         except (OSError, SafetensorError, RuntimeError) as error:
             raise RunError(

@@ -5,24 +5,20 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
-from qllava.api import assemble, convert, load, train
+from qllava.api import convert, load, train
 from qllava.artifact.manifest import verify
 from qllava.errors import RunError, UserError
 from qllava.model.build import load_model
 from qllava.recipe import resolve_recipe
 
 RUNTIME, OLD = "base_model.model.model.language_model.", "base_model.model.language_model.model."
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    return assemble("embedded", "embedded", tmp_path_factory.mktemp("base") / "x", dtype="float32")
 
 
 @torch.no_grad()
@@ -36,7 +32,7 @@ def logits(model):
 
 def peft_adapter(base, folder, **options):
     """An adapter made by plain PEFT, as if it had been trained; and the model that it makes."""
-    model = load_model(str(base), torch.float32, torch.device("cpu"))
+    model = load_model(base, torch.float32, torch.device("cpu"))
     targets = r"model\.language_model\..*\.(q_proj|v_proj|down_proj)"
     options = {"r": 4, "lora_alpha": 8, "target_modules": targets, **options}
     model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **options))
@@ -80,7 +76,7 @@ def test_plain_peft(base, tmp_path, options, keys):
         rename(tmp_path / "x", [(RUNTIME, OLD), projector], target_modules=["q_proj", "v_proj", "down_proj"])
     for source in (tmp_path / "x", convert(tmp_path / "x", "hf", tmp_path / "y")):
         torch.testing.assert_close(logits(load(source, dtype="float32").model), expected, atol=1e-4, rtol=0)
-    assert verify(tmp_path / "y").base.source == str(base)
+    assert verify(tmp_path / "y").base.source == base
 
 
 def test_a_bin_of_an_older_peft(base, tmp_path):
@@ -112,11 +108,11 @@ def test_xtuner(base, tmp_path):
     save_file(projector, folder / "projector" / "model.safetensors", {"format": "pt"})
     with pytest.raises(UserError, match=r"does not say what base.*--base"):
         load(folder)
-    adapter = convert(folder, "hf", tmp_path / "y", base=str(base))
+    adapter = convert(folder, "hf", tmp_path / "y", base=base)
     torch.testing.assert_close(logits(load(adapter, dtype="float32").model), expected, atol=1e-4, rtol=0)
     shutil.copytree(folder / "llm_adapter", folder / "visual_encoder_adapter")
     with pytest.raises(UserError, match="visual_encoder_adapter"):
-        convert(folder, "hf", tmp_path / "z", base=str(base))
+        convert(folder, "hf", tmp_path / "z", base=base)
 
 
 REFUSED = {
@@ -193,7 +189,7 @@ def test_a_hugging_face_model_of_any_layout(base, tmp_path, keys):
         state = {(new + k[len(old) :] if k.startswith(old) else k): v for k, v in state.items()}
     save_file(state, file, {"format": "pt"})
     found = load_file(convert(tmp_path / "x", "hf", tmp_path / "y") / "model.safetensors")
-    expected = load_file(base / "model.safetensors")
+    expected = load_file(Path(base) / "model.safetensors")
     assert found.keys() == expected.keys() and all(torch.equal(found[k], expected[k]) for k in found)
     assert torch.equal(logits(load(tmp_path / "y").model), logits(load(base).model))
 
@@ -260,6 +256,6 @@ def test_wrong_requests(base, tmp_path):
         with pytest.raises(UserError, match=complaint):
             convert(source, to, tmp_path / out)
     with pytest.raises(UserError, match="whole model; --base"):
-        convert(base, "hf", tmp_path / "o", base=str(base))
+        convert(base, "hf", tmp_path / "o", base=base)
     with pytest.raises(UserError, match="nothing to merge"):
         convert(base, "hf", tmp_path / "o", merge=True)

@@ -11,6 +11,8 @@ import torch
 from PIL import Image
 
 from qllava.api import assemble, load, merge, train
+from qllava.artifact import stream
+from qllava.artifact.manifest import read_manifest
 from qllava.data.collate import collate
 from qllava.data.sample import ask
 from qllava.errors import RunError, UserError
@@ -111,3 +113,82 @@ def test_the_adapter_is_a_valid_peft_adapter(recipe_values, tmp_path):
     assert ours.keys() == theirs.keys() and len(ours) == 56
     assert all(torch.equal(ours[n], theirs[n]) for n in ours)
     assert json.loads((adapter / "adapter_config.json").read_text())["target_modules"]
+
+
+@pytest.fixture
+def trained(recipe_values, tmp_path):
+    return train(resolve_recipe({**recipe_values, "tune": "qlora"})).artifact
+
+
+def test_the_report_shows_all_targets_side_by_side(trained, tmp_path):
+    report = read_manifest(merge(trained, tmp_path / "merged")).report
+    assert report["target"] == report["recommended"] == "bf16-dequantized"
+    targets = report["targets"]
+    assert set(targets) == {"bf16", "bf16-dequantized", "nf4"} and targets["bf16-dequantized"] == report["proof"]
+    assert (
+        targets["bf16-dequantized"]["kl"] < targets["bf16"]["kl"]
+        and targets["bf16-dequantized"]["kl"] < targets["nf4"]["kl"]
+    )
+    assert report["proof"]["greedy_agreement"] > 0.9 and report["effect"]["mean"] > 0.1
+    assert report["peak_memory_mib_of_writing"] > 0
+
+
+def test_four_bits_only_by_force_and_with_a_warning(trained, tmp_path):
+    with pytest.raises(UserError, match="rounds a part of what was learned away"):
+        merge(trained, tmp_path / "nf4", target="nf4")
+    folder = merge(trained, tmp_path / "nf4", target="nf4", force=True)
+    assert "rounded away" in read_manifest(folder).report["warning"] and "Warning" in (folder / "README.md").read_text()
+    model = load(folder).model
+    assert sum(type(m).__name__ == "Linear4bit" for m in model.modules()) == 28
+
+
+def test_a_merge_that_changed_nothing_or_too_much_fails_and_leaves_nothing(trained, tmp_path, monkeypatch):
+    from qllava.artifact.delta import Change
+
+    plain = Change.applied
+    monkeypatch.setattr(Change, "applied", lambda self, weight: weight.float())
+    monkeypatch.setattr("qllava.artifact.merge.read_projector", lambda folder: {})
+    base = assemble("embedded", "embedded", tmp_path / "base", dtype="float32")
+    whole = train_on(base, trained, tmp_path)
+    with pytest.raises(RunError, match="The merge changed nothing"):
+        merge(whole, tmp_path / "nothing", dtype="float32")
+    monkeypatch.setattr(Change, "applied", lambda self, weight: plain(self, weight) * 1.5)
+    with pytest.raises(RunError, match="The merge changed too much"):
+        merge(whole, tmp_path / "much", dtype="float32")
+    assert not (tmp_path / "nothing").exists() and not (tmp_path / "much").exists()
+    assert not list(tmp_path.glob(".*.partial"))
+
+
+def train_on(base, trained, tmp_path):
+    """A LoRA on a whole LLaVA, with the base's own projector."""
+    recipe = read_manifest(trained).recipe
+    values = {
+        **recipe,
+        "base": str(base),
+        "tune": "lora",
+        "output_dir": str(tmp_path / "whole"),
+        "projector_learning_rate": 1e-12,
+    }
+    return train(resolve_recipe({k: v for k, v in values.items() if k != "quantization"})).artifact
+
+
+def test_an_adapter_that_changes_nothing_is_told(trained, tmp_path):
+    base = assemble("embedded", "embedded", tmp_path / "base", dtype="float32")
+    recipe = {**read_manifest(trained).recipe, "base": str(base), "tune": "lora", "output_dir": str(tmp_path / "still")}
+    recipe |= {"learning_rate": 1e-30, "projector_learning_rate": 1e-30, "max_steps": 1}
+    still = train(resolve_recipe({k: v for k, v in recipe.items() if k != "quantization"})).artifact
+    with pytest.raises(RunError, match="The adapter changes nothing"):
+        merge(still, tmp_path / "merged", dtype="float32")
+
+
+def test_shards_and_their_index(trained, tmp_path, monkeypatch):
+    """Written in pieces of half a megabyte, and loaded whole."""
+    monkeypatch.setattr(stream.write_shards, "__defaults__", (1 << 19,))
+    folder = merge(trained, tmp_path / "merged", proof=False)
+    assert (
+        len(list(folder.glob("model-*-of-*.safetensors"))) > 5 and (folder / "model.safetensors.index.json").is_file()
+    )
+    monkeypatch.undo()
+    one = merge(trained, tmp_path / "one", proof=False)
+    assert torch.equal(logits(load(folder, dtype="float32")), logits(load(one, dtype="float32")))
+    assert read_manifest(one).report["proof"] is None

@@ -8,12 +8,12 @@ from peft import PeftModel
 from safetensors.torch import load_file
 
 from qllava.artifact.adapter import fill, put_adapter, save_adapter, stack_on
+from qllava.artifact.stream import BaseTensors
 from qllava.errors import UserError
 from qllava.model.adapt import audit, make_trainable
 from qllava.model.build import load_model
 from qllava.model.lora import lora_layers, start_from_own_weights, start_loftq
 from qllava.model.quantize import dequantized
-from qllava.model.weights import Originals
 from qllava.recipe import resolve_recipe
 from qllava.recipe.schema import Parts, Quantization
 
@@ -89,7 +89,7 @@ def test_pissa_begins_with_the_largest_singular_values():
 
 def test_loftq_makes_good_most_of_what_four_bits_lost():
     model = make_trainable(base("qlora"), recipe("qlora", lora={"init_lora_weights": "loftq"}))
-    original = Originals(EMBEDDED)
+    original = BaseTensors(EMBEDDED).weight
     start_loftq(model, original)
     for name, module in lora_layers(model).items():
         lost = original(name).float() - dequantized(module.base_layer)

@@ -48,8 +48,8 @@ def test_the_model_card_is_in_the_hubs_format_and_in_the_manifest(values):
 def test_a_base_on_the_hub_is_named(values, tmp_path):
     from huggingface_hub import ModelCard
 
+    from qllava.artifact.card import model_card
     from qllava.artifact.manifest import read_manifest
-    from qllava.train.card import model_card
 
     artifact = train(resolve_recipe(values)).artifact
     manifest = read_manifest(artifact)

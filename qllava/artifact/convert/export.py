@@ -30,7 +30,7 @@ from ...recipe.schema import Parts
 from ..delta import CONFIG, read_lora
 from ..load import base_of, find_artifact
 from ..manifest import Manifest, read_manifest, writing
-from .original import RECORD
+from .original import RECORD, check_state, published
 from .original_config import flat_config, own_size, write_tokenizer
 from .peft_config import alpha_of
 from .read import State, read_whole_state
@@ -85,7 +85,9 @@ def export_whole(source: Source, out: Path, vision_tower: str | None = None) -> 
     record = recorded(source.manifest)
     tokenizer, model_file = load_tokenizer(str(source.path))
     size = own_size(tokenizer, record)
-    state = {dialects.to_original(dialects.to_runtime(k)): v for k, v in read_whole_state(source.path).items()}
+    state = published(read_whole_state(source.path))
+    check_state(state, config, source.path)  # 4-bit weights do not pass
+    state = {dialects.to_original(dialects.to_runtime(k)): v for k, v in state.items()}
     size = min(size, len(state[TABLES[0]]))
     tower = {k: v for k, v in state.items() if k.startswith("model.vision_tower.")}
     state = {k: v[:size].clone() if k in TABLES else v.contiguous() for k, v in state.items() if k not in tower}
@@ -121,8 +123,8 @@ def _write_tower(state: State, config: LlavaConfig, source: Path, folder: Path) 
     save_file({k.removeprefix(TOWER.removesuffix("vision_model.")): v.contiguous() for k, v in state.items()},
               folder / "model.safetensors", metadata={"format": "pt"})  # fmt: skip
     vision = {**config.vision_config.to_dict(), "architectures": ["CLIPVisionModel"], "model_type": "clip_vision_model"}
-    dtype = vision.pop("dtype", None)
-    vision["torch_dtype"] = str(dtype).removeprefix("torch.") if dtype is not None else None
+    vision.pop("dtype", None)
+    vision["torch_dtype"] = str(next(iter(state.values())).dtype).removeprefix("torch.")
     _write_json(vision, folder / "config.json")
     images = load_image_processor(str(source)).to_dict()
     _write_json({**images, "image_processor_type": "CLIPImageProcessor"}, folder / "preprocessor_config.json")

@@ -11,13 +11,23 @@ from typing import Any
 
 import torch
 from huggingface_hub import save_torch_state_dict
-from transformers import GenerationConfig, LlamaConfig, LlavaConfig
+from transformers import LlamaConfig, LlavaConfig
 
 from ... import console
 from ...errors import UserError
 from ...model import dialects
-from ...model.build import HARMLESS, PADDED, extra_ids, llava_config, load_processing, load_tower, read_config, skeleton
-from ...model.whole import save_processor
+from ...model.build import (
+    HARMLESS,
+    PADDED,
+    extra_ids,
+    llava_config,
+    load_processing,
+    load_tower,
+    plain_generation,
+    read_config,
+    skeleton,
+)
+from ...model.whole import save_settings
 from ...recipe.schema import Parts
 from ..manifest import Manifest, writing
 from .read import State, read_whole_state
@@ -175,20 +185,7 @@ def _inner(key: str) -> str:
 def write_whole(state: State, config: LlavaConfig, processing: Any, folder: Path) -> None:
     """Weights as they are, configs and processor into `folder`; the config's dtype is that of the LLM's weights."""
     save_torch_state_dict({k: v.contiguous() for k, v in state.items()}, folder, max_shard_size="5GB")
-    config.architectures = ["LlavaForConditionalGeneration"]
-    for each in (config, config.text_config):
-        each.dtype = state[TABLES[0]].dtype
-    config.vision_config.dtype = next(v.dtype for k, v in state.items() if k.startswith("vision_tower."))
-    for each in (config, config.text_config, config.vision_config):
-        if "quantization_config" in vars(each):
-            del each.quantization_config
-    config.save_pretrained(folder)
-    text, ends = config.text_config, processing.end_ids
-    GenerationConfig(
-        bos_token_id=text.bos_token_id, eos_token_id=ends if len(ends) > 1 else ends[0] if ends else None,
-        pad_token_id=text.pad_token_id,
-    ).save_pretrained(folder)  # fmt: skip
-    save_processor(processing, folder, config.vision_config.patch_size)
+    save_settings(config, plain_generation(config), processing, folder, state[TABLES[0]].dtype)
 
 
 def rewrite(source: Source, out: Path) -> Path:
