@@ -101,6 +101,15 @@ def switch(adapters: Mapping[str, Source], base: str | None = None) -> Switch:
     return Board(adapters, base)
 
 
+def convert(
+    source: Source, to: str, out: Source, base: str | None = None, vision_tower: str | None = None, merge: bool = False
+) -> Path:
+    """Weights of another layout in or out: LLaVA's own code's, PEFT's, XTuner's. See `qllava.artifact.convert.convert`."""
+    from .artifact.convert import convert as run
+
+    return run(source, to, out, base, vision_tower, merge)
+
+
 def evaluate(source: Source, data: Source, image_root: Source | None = None, **options: Any) -> dict[str, Any]:
     """Exact match of a model on a LLaVA JSON. See `qllava.evaluate.exact.evaluate`."""
     from .evaluate.exact import evaluate as run

@@ -10,7 +10,20 @@ import pytest
 
 from qllava.cli import main
 
-VERBS = ("demo", "train", "check", "inspect", "recipes", "merge", "eval", "chat", "assemble", "verify", "version")
+VERBS = (
+    "demo",
+    "train",
+    "check",
+    "inspect",
+    "recipes",
+    "merge",
+    "eval",
+    "chat",
+    "assemble",
+    "convert",
+    "verify",
+    "version",
+)
 
 
 def run(capsys, *arguments) -> tuple[int, str, str]:

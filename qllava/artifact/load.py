@@ -1,11 +1,14 @@
 """Any artifact, or any Hugging Face LLaVA, as a model ready to answer.
 
 In: a folder or hub id. Out: `Loaded`: the model, how its inputs are made, and its manifest. What it is, its manifest says,
-or, where there is none, its config.
+or, where there is none, its config; an adapter that others wrote is read through a copy in this package's layout.
 """
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +16,7 @@ import torch
 import yaml
 from pydantic import ValidationError
 
+from .. import console
 from ..data.processing import Processing
 from ..errors import UserError
 from ..model.build import load_model, load_processing, sources
@@ -47,14 +51,48 @@ def find_artifact(source: str | Path) -> Path | None:
     return None
 
 
+@contextmanager
+def as_artifact(source: str | Path, base: str | None = None) -> Iterator[tuple[Path | None, str | None]]:
+    """Gives the artifact at `source`, and the base to be named for it: while the block lasts, a foreign adapter too.
+
+    An artifact is given as it is, with `base`. An adapter that others wrote is given as a copy in this package's layout,
+    which names its base, so with None. None and `base` for everything else.
+
+    Raises:
+        UserError: a foreign adapter has tensors without a place, or no base; a whole model is to be converted first.
+        RunError: one of its files is damaged.
+    """
+    from .convert.source import peek
+
+    folder = find_artifact(source)
+    foreign = None if folder is not None else peek(source)
+    if foreign is not None and foreign.kind == "original" and foreign.is_llava:
+        raise UserError(
+            f"{source} is a model in the original's layout. Convert it first: qllava convert {source} --to hf --out DIR"
+        )
+    if foreign is None or foreign.whole:
+        yield folder, base
+        return
+    from .convert.foreign import normalised
+
+    with tempfile.TemporaryDirectory(prefix="qllava-") as scratch:
+        manifest = normalised(foreign, base, Path(scratch) / "adapter")
+        if manifest.base is None:
+            raise UserError(f"{source} does not say what base it sits on. Name it with --base.")
+        console.note(f"{source} is bound to no fingerprint: that {manifest.base.source} is its base is taken on trust.")
+        yield Path(scratch) / "adapter", None
+
+
 def base_of(manifest: Manifest, override: str | None = None) -> str | Parts:
     """The base that an adapter's manifest names, or the one given in its place, after comparing fingerprints.
 
     Raises:
         UserError: it is not the base that the adapter was trained on.
     """
+    if manifest.base is None and override:  # a projector that was converted without one
+        return parse_base(override)
     if manifest.base is None:
-        raise UserError("The manifest names no base.")
+        raise UserError("The manifest names no base. Name one with --base.")
     named = manifest.base.source
     base: str | Parts = parse_base(override) if override else (Parts(**named) if isinstance(named, dict) else named)
     check_base(base, manifest.base)
@@ -90,8 +128,8 @@ def load(
     """The artifact or Hugging Face LLaVA at `source`, ready to answer.
 
     Args:
-        source: artifact, output_dir of a run, folder of a Hugging Face LLaVA, or hub id.
-        base: where an adapter's base lies now, if no longer where its manifest says.
+        source: artifact, output_dir of a run, adapter that others wrote, folder of a Hugging Face LLaVA, or hub id.
+        base: where an adapter's base lies now, if no longer where its manifest says; of a foreign adapter, the base.
         dtype: of the weights that are not quantised; an adapter made by QLoRA gets its base in 4 bits, as it was trained.
 
     Raises:
@@ -99,7 +137,11 @@ def load(
         RunError: a file of the artifact is damaged.
     """
     device = device or pick_device()
-    folder = find_artifact(source)
+    with as_artifact(source, base) as (folder, base):
+        return _load(source, folder, base, dtype, device)
+
+
+def _load(source: str | Path, folder: Path | None, base: str | None, dtype: str, device: torch.device) -> Loaded:
     if folder is None:
         checkpoints = sorted(Path(source).glob("checkpoint-*")) if Path(source).is_dir() else []
         if checkpoints:

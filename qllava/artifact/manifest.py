@@ -75,8 +75,11 @@ def digest(file: Path) -> str:
 
 
 @contextmanager
-def writing(folder: Path, manifest: Manifest) -> Iterator[Path]:
+def writing(folder: Path, manifest: Manifest | None) -> Iterator[Path]:
     """Gives a folder to fill; when the block ends well, it becomes `folder`, with its manifest. Else nothing is left.
+
+    Args:
+        manifest: None for a folder in another tool's layout, which is no artifact.
 
     Raises:
         UserError: `folder` is there already.
@@ -86,7 +89,10 @@ def writing(folder: Path, manifest: Manifest) -> Iterator[Path]:
     partial = can_write(folder)
     try:
         yield partial
-        seal(partial, manifest)
+        if manifest is None:
+            sync(partial)
+        else:
+            seal(partial, manifest)
         partial.chmod(0o755)
         partial.rename(folder)
         _sync(folder.parent)
@@ -116,7 +122,12 @@ def seal(folder: Path, manifest: Manifest) -> None:
         update={"files": listed, "versions": versions(), "created": datetime.now(UTC).isoformat(timespec="seconds")}
     )
     (folder / FILE).write_text(json.dumps(full.model_dump(mode="json", exclude_none=True), indent=2) + "\n")
-    for path in (*files, folder / FILE, folder):
+    sync(folder)
+
+
+def sync(folder: Path) -> None:
+    """Sees the folder's files through to the disk."""
+    for path in (*(p for p in folder.rglob("*") if p.is_file()), folder):
         _sync(path)
 
 

@@ -1,4 +1,4 @@
-"""What a run leaves: merge, assemble, verify; and version."""
+"""What a run leaves: merge, assemble, convert, verify; and version."""
 
 from __future__ import annotations
 
@@ -79,6 +79,25 @@ def assemble(
     if as_json:
         show({"model": folder})
     note(f"Assembled into {folder}")
+
+
+@app.command(epilog="Example: qllava convert liuhaotian/llava-v1.5-7b --to hf --out llava-v1.5-7b-hf")
+def convert(
+    source: Annotated[str, typer.Argument(help="Artifact, or what LLaVA's own code, PEFT or XTuner wrote.")],
+    to: Annotated[str, typer.Option(help="hf or original (the layout of LLaVA's own code).")],
+    out: Annotated[Path, typer.Option(help="Folder for the result.")],
+    base: Annotated[str | None, typer.Option(help="What an adapter sits on, if not what it names itself.")] = None,
+    vision_tower: Annotated[
+        str | None, typer.Option(help="CLIP of an original model, if not where its config says.")
+    ] = None,
+    merge: Annotated[bool, typer.Option("--merge", help="Make one model of an adapter and its base first.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Brings weights of other layouts in, and takes them out: LLaVA's own code, PEFT, XTuner, Hugging Face."""
+    folder = api.convert(source, to, out, base, vision_tower, merge)
+    if as_json:
+        show({"folder": folder})
+    note(f"Converted to {folder}")
 
 
 @app.command(epilog="Example: qllava verify runs/mine/final")

@@ -24,6 +24,7 @@ from . import quantize
 
 EMBEDDED = Path(__file__).resolve().parent.parent / "demo" / "assets" / "base"
 IMAGE_TOKEN, PAD_TOKEN = "<image>", "<pad>"
+PADDED = 64  # the vocabulary is made a multiple of this
 HARMLESS = re.compile(r"position_ids|rotary_emb\.inv_freq")  # buffers that older checkpoints carry
 
 
@@ -151,23 +152,18 @@ def assembled_config(parts: Parts) -> LlavaConfig:
     tower, llm = read_config(parts.vision_tower), read_config(parts.llm)
     tower = getattr(tower, "vision_config", tower)
     tokenizer, _ = load_tokenizer(parts.llm)
-    image_token, pad_token = _extra_ids(tokenizer)
-    rows = llm.vocab_size if llm.vocab_size > pad_token else -(-(pad_token + 1) // 64) * 64
-    return LlavaConfig(
-        vision_config=tower.to_dict(),
-        text_config={**llm.to_dict(), "vocab_size": rows, "pad_token_id": pad_token},
-        image_token_index=image_token,
-        image_seq_length=(tower.image_size // tower.patch_size) ** 2,
-        vision_feature_layer=parts.vision_feature_layer,
-        tie_word_embeddings=llm.tie_word_embeddings,
-    )
+    image_token, pad_token = extra_ids(tokenizer)
+    llm.pad_token_id = pad_token
+    if llm.vocab_size <= pad_token:
+        llm.vocab_size = -(-(pad_token + 1) // PADDED) * PADDED
+    return llava_config(tower, llm, image_token, parts.vision_feature_layer)
 
 
 def _assemble(parts: Parts, dtype: torch.dtype, device: torch.device, quantization: Quantization | None) -> Llava:
     """Tower and LLM around a new projector (nn.Linear's own initialisation, as the original's)."""
     if read_config(parts.llm).model_type == "llava":
         raise UserError(f"{parts.llm} is a whole LLaVA; name it as base: {parts.llm}.")
-    tower = _from_pretrained(CLIPVisionModel, parts.vision_tower, dtype=dtype)
+    tower = load_tower(parts.vision_tower, dtype)
     llm = _from_pretrained(AutoModelForCausalLM, parts.llm, **_options(dtype, device, quantization, whole=False))
     config, old = assembled_config(parts), llm.config.vocab_size
     if config.text_config.vocab_size > old:  # the new rows start as zeros: nothing ever reads them
@@ -175,8 +171,7 @@ def _assemble(parts: Parts, dtype: torch.dtype, device: torch.device, quantizati
         for table in (llm.get_input_embeddings(), llm.get_output_embeddings()):
             table.weight.data[old:] = 0
     llm.config.pad_token_id = config.text_config.pad_token_id
-    with torch.device("meta"):
-        model = Llava(config)
+    model = skeleton(config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         projector = LlavaMultiModalProjector(config)
@@ -191,7 +186,51 @@ def _assemble(parts: Parts, dtype: torch.dtype, device: torch.device, quantizati
     return model if quantization is not None else model.to(device)
 
 
-def _extra_ids(tokenizer: Any) -> tuple[int, int]:
+def load_tower(source: str, dtype: torch.dtype | str) -> CLIPVisionModel:
+    """The CLIP vision tower at `source`; dtype `auto` is that of its files.
+
+    Raises:
+        UserError: there is none.
+    """
+    return _from_pretrained(CLIPVisionModel, source, dtype=dtype)
+
+
+def llava_config(tower: Any, llm: Any, image_token: int, vision_feature_layer: int = -2) -> LlavaConfig:
+    """The config of a LLaVA of these two configs; `image_token` is the id that stands for one patch."""
+    return LlavaConfig(
+        vision_config={k: v for k, v in tower.to_dict().items() if k != "_name_or_path"},
+        text_config=llm.to_dict(),
+        image_token_index=image_token,
+        image_seq_length=(tower.image_size // tower.patch_size) ** 2,
+        vision_feature_layer=vision_feature_layer,
+        tie_word_embeddings=llm.tie_word_embeddings,
+    )
+
+
+def skeleton(config: LlavaConfig) -> Llava:
+    """The model without weights: its modules' names and shapes."""
+    with torch.device("meta"):
+        return Llava(config)
+
+
+def config_of(base: str | Parts) -> LlavaConfig:
+    """The config that the base has, or will have once it is assembled.
+
+    Raises:
+        UserError: it is no LLaVA, nor the parts of one.
+    """
+    base = locate(base)
+    if not isinstance(base, str):
+        return assembled_config(base)
+    config = read_config(base)
+    if config.model_type != "llava":
+        raise UserError(
+            f"{base} is a {config.model_type}, not a Hugging Face LLaVA. Name its parts as base: {{vision_tower, llm}}."
+        )
+    return config
+
+
+def extra_ids(tokenizer: Any) -> tuple[int, int]:
     """Ids of `<image>` and `<pad>`: the tokenizer's own where it has them, else the first free ones."""
     known, free = tokenizer.get_vocab(), len(tokenizer)
     ids = []
@@ -218,7 +257,7 @@ def load_processing(
     config = read_config(base if whole else base.vision_tower)
     vision = getattr(config, "vision_config", config)
     tokenizer, model_file = load_tokenizer(base if whole else base.llm)
-    image_token, pad_token = _extra_ids(tokenizer)
+    image_token, pad_token = extra_ids(tokenizer)
     if whole:
         image_token = config.image_token_index
         pad_token = tokenizer.get_vocab().get(PAD_TOKEN, config.text_config.pad_token_id or 0)

@@ -1,8 +1,8 @@
-"""The key layouts of a LLaVA's weights. Here: the one that the hub's files have (published) and the one in memory (runtime).
+"""The key layouts of a LLaVA's weights: the hub's files' (published), the one in memory (runtime), and LLaVA's own (original).
 
 In: a key. Out: the same tensor's key in the other layout. Folders are written in the published layout, which transformers
 4 and 5 and other tools read; transformers 5 alone would leave out a level of the vision tower's names for a model that was
-built from parts. (The original code's layout moves in beside these two.)
+built from parts. No key of one layout can be taken for one of another, so a key of any is read without knowing which it is.
 """
 
 from __future__ import annotations
@@ -13,6 +13,19 @@ PAIRS = (  # (published prefix, runtime prefix)
     ("vision_tower.vision_model.", "model.vision_tower."),
     ("multi_modal_projector.", "model.multi_modal_projector."),
 )
+ORIGINAL = (  # (the original's prefix, runtime prefix)
+    ("model.layers.", "model.language_model.layers."),
+    ("model.embed_tokens.", "model.language_model.embed_tokens."),
+    ("model.norm.", "model.language_model.norm."),
+    ("model.mm_projector.0.", "model.multi_modal_projector.linear_1."),
+    ("model.mm_projector.2.", "model.multi_modal_projector.linear_2."),
+    ("model.vision_tower.vision_tower.vision_model.", "model.vision_tower."),
+)
+VARIANTS = (  # what some versions of transformers wrote beside these
+    ("model.vision_tower.vision_model.", "model.vision_tower."),
+    ("vision_tower.", "model.vision_tower."),
+)
+PEFT = "base_model.model."  # before every key of an adapter
 
 
 def to_published(key: str) -> str:
@@ -21,5 +34,16 @@ def to_published(key: str) -> str:
 
 
 def to_runtime(key: str) -> str:
-    """A published key as it is in memory."""
-    return next((r + key[len(p) :] for p, r in PAIRS if key.startswith(p)), key)
+    """A key of any layout as it is in memory."""
+    return next((r + key[len(p) :] for p, r in (*PAIRS, *ORIGINAL, *VARIANTS) if key.startswith(p)), key)
+
+
+def to_original(key: str) -> str:
+    """A runtime key as LLaVA's own code has it."""
+    return next((o + key[len(r) :] for o, r in ORIGINAL if key.startswith(r)), key)
+
+
+def adapter_to_runtime(key: str) -> str:
+    """An adapter's key, in any layout and as any PEFT wrote it, as today's PEFT has it for the model in memory."""
+    bare = key.removeprefix(PEFT).replace(".modules_to_save.", ".").replace(".default.", ".")
+    return PEFT + to_runtime(bare.removesuffix(".default"))

@@ -1,0 +1,115 @@
+"""Weights of other layouts in and out: `qllava convert`. In: a folder, file or hub id, and a layout's name. Out: a folder."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ...errors import UserError, nearest
+from ..manifest import can_write
+from .source import TRAINABLES, Source
+
+LAYOUTS = ("hf", "original")
+
+
+def convert(
+    source: str | Path, to: str, out: str | Path, base: str | None = None, vision_tower: str | None = None, merge: bool = False
+) -> Path:  # fmt: skip
+    """Writes `source` in another layout to `out` and returns that folder.
+
+    Args:
+        source: an artifact, or what LLaVA's own code, PEFT or XTuner wrote; what it is, its content says.
+        to: `hf` (a Hugging Face LLaVA, or an adapter artifact) or `original` (LLaVA's own code's).
+        base: what an adapter sits on, where it does not say so itself or lies elsewhere now.
+        vision_tower: the CLIP of an original model, where its config names another place.
+        merge: an adapter becomes one model with its base first.
+
+    Raises:
+        UserError: `source` is nothing that can be converted so, or `out` is there already.
+        RunError: a file of `source` is damaged.
+    """
+    if to not in LAYOUTS:
+        raise UserError(f"No layout '{to}' to convert to.{nearest(to, LAYOUTS)} There are: {', '.join(LAYOUTS)}.")
+    out = Path(out)
+    if out.exists():
+        raise UserError(f"{out} is there already; name another folder, or remove it.")
+    if merge:
+        return _merged(source, to, out, base, vision_tower)
+    from .source import look
+
+    found = look(source)
+    if base is not None and found.whole:
+        raise UserError(f"{source} is a whole model; --base goes with an adapter.")
+    if to == "original":
+        return _to_original(found, out, base, vision_tower)
+    # Other layouts take their place here, each as a function of a file beside this one, with its name in LAYOUTS.
+    return _to_hf(found, out, base, vision_tower)
+
+
+def _to_original(found: Source, out: Path, base: str | None, vision_tower: str | None) -> Path:
+    from .export import export_adapter, export_whole
+
+    if found.kind == "original":
+        raise UserError(f"{found.path} is in the original's layout already.")
+    if found.whole:
+        return export_whole(found, out, vision_tower)
+    if found.kind == "adapter":
+        return export_adapter(found.path, found.manifest, out, base, vision_tower)
+    if (found.path / TRAINABLES).is_file() or found.kind == "projector":
+        raise UserError(
+            f"{found.path} is in the original's layout already. --merge makes one model of it and its base."
+        )
+    from .foreign import normalised
+
+    with _scratch(out) as scratch:
+        manifest = normalised(found, base, scratch / "adapter", vision_tower)
+        return export_adapter(scratch / "adapter", manifest, out, None, vision_tower)
+
+
+def _to_hf(found: Source, out: Path, base: str | None, vision_tower: str | None) -> Path:
+    from .foreign import normalised
+    from .original import rewrite, to_hf
+
+    if found.kind == "original":
+        return to_hf(found, out, vision_tower)
+    if found.whole:
+        return rewrite(found, out)
+    if found.kind == "adapter":
+        raise UserError(
+            f"{found.path} is an adapter in this layout already. --merge makes one Hugging Face model of it and its base."
+        )
+    normalised(found, base, out, vision_tower)
+    return out
+
+
+def _merged(source: str | Path, to: str, out: Path, base: str | None, vision_tower: str | None) -> Path:
+    """An adapter merged with its base, then in the layout asked for."""
+    from ..merge import merge
+    from .foreign import normalised
+    from .source import look
+
+    found = look(source)
+    if found.whole:
+        raise UserError(f"{source} is a whole model already; there is nothing to merge.")
+    with _scratch(out) as scratch:
+        adapter = found.path
+        if found.kind != "adapter":
+            adapter = scratch / "adapter"
+            normalised(found, base, adapter, vision_tower)
+            base = None
+        merge(adapter, scratch / "merged", base=base)
+        if to == "hf":
+            return (scratch / "merged").rename(out)
+        return convert(scratch / "merged", to, out, vision_tower=vision_tower)
+
+
+@contextmanager
+def _scratch(out: Path) -> Iterator[Path]:
+    """A folder beside `out`, gone when the block ends."""
+    partial = can_write(out)
+    try:
+        yield partial
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
