@@ -75,8 +75,8 @@ def digest(file: Path) -> str:
 
 
 @contextmanager
-def writing(folder: Path, manifest: Manifest) -> Iterator[Path]:
-    """Gives a folder to fill; when the block ends well, it becomes `folder`, with its manifest. Else nothing is left.
+def appearing(folder: Path) -> Iterator[Path]:
+    """Gives a folder to fill; when the block ends well, it is synced and becomes `folder`. Else nothing is left.
 
     Raises:
         UserError: `folder` is there already.
@@ -86,13 +86,26 @@ def writing(folder: Path, manifest: Manifest) -> Iterator[Path]:
     partial = can_write(folder)
     try:
         yield partial
-        seal(partial, manifest)
+        for path in (*partial.rglob("*"), partial):
+            _sync(path)
         partial.chmod(0o755)
         partial.rename(folder)
         _sync(folder.parent)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+@contextmanager
+def writing(folder: Path, manifest: Manifest) -> Iterator[Path]:
+    """As `appearing`, and the folder gets the manifest of its files.
+
+    Raises:
+        UserError: `folder` is there already.
+    """
+    with appearing(folder) as partial:
+        yield partial
+        seal(partial, manifest)
 
 
 def can_write(folder: Path) -> Path:
