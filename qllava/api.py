@@ -102,12 +102,13 @@ def switch(adapters: Mapping[str, Source], base: str | None = None) -> Switch:
 
 
 def convert(
-    source: Source, to: str, out: Source, base: str | None = None, vision_tower: str | None = None, merge: bool = False
-) -> Path:
-    """Weights of another layout in or out: LLaVA's own code's, PEFT's, XTuner's. See `qllava.artifact.convert.convert`."""
+    source: Source, to: str, out: Source, base: str | None = None, vision_tower: str | None = None, merge: bool = False,
+    outtype: str = "f16",
+) -> Path:  # fmt: skip
+    """Weights of another layout in or out: LLaVA's own code's, PEFT's, XTuner's, GGUF. See `qllava.artifact.convert.convert`."""
     from .artifact.convert import convert as run
 
-    return run(source, to, out, base, vision_tower, merge)
+    return run(source, to, out, base, vision_tower, merge, outtype)
 
 
 def evaluate(source: Source, data: Source, image_root: Source | None = None, **options: Any) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from ..model.tower import read_tower
 from .card import model_card
 from .conflicts import conflict_report, show_conflicts
 from .delta import CONFIG, WEIGHTS, Change, read_changes, write_changes
-from .load import base_of, find_artifact
+from .load import as_artifact, base_of, find_artifact
 from .manifest import Base, Manifest, verify, writing
 from .stream import BaseTensors
 
@@ -68,7 +68,7 @@ def combine(
     """
     weights = [1.0] * len(adapters) if weights is None else list(weights)
     _check(adapters, weights, method, rank, density, out)
-    parts = [_read(source, weight) for source, weight in zip(adapters, weights, strict=True)]
+    parts = [_read(source, weight, base) for source, weight in zip(adapters, weights, strict=True)]
     first = parts[0].manifest
     for part in parts[1:]:
         if part.manifest.base.fingerprint != first.base.fingerprint:
@@ -125,18 +125,19 @@ def _check(adapters: Sequence, weights: list[float], method: str, rank: int | No
         raise UserError(f"{out} is there already; name another folder, or remove it.")
 
 
-def _read(source: str | Path, weight: float) -> Part:
-    folder = find_artifact(source)
-    if folder is None:
-        raise UserError(f"{source} is not an artifact.")
-    manifest = verify(folder)
-    if manifest.holds != "adapter" or manifest.base is None:
-        raise UserError(f"{folder} is no adapter.")
-    changes = read_changes(folder) if (folder / CONFIG).is_file() else {}
-    others = {f"model.{MARK}{k}": v.float() for k, v in read_projector(folder).items()}
-    if (folder / TOWER_FILE).is_file():
-        others |= {TOWER + k: v.float() for k, v in read_tower(folder).items()}
-    return Part(folder, manifest, weight, changes, others)
+def _read(source: str | Path, weight: float, base: str | None) -> Part:
+    with as_artifact(source, base) as (folder, _):
+        if folder is None:
+            raise UserError(f"{source} is not an artifact.")
+        manifest = verify(folder)
+        if manifest.holds != "adapter" or manifest.base is None:
+            raise UserError(f"{folder} is no adapter, or is bound to no base.")
+        changes = read_changes(folder) if (folder / CONFIG).is_file() else {}
+        others = {f"model.{MARK}{k}": v.float() for k, v in read_projector(folder).items()}
+        if (folder / TOWER_FILE).is_file():
+            others |= {TOWER + k: v.float() for k, v in read_tower(folder).items()}
+        named = folder if find_artifact(source) is not None else Path(source)
+        return Part(named, manifest, weight, changes, others)
 
 
 def _tune(parts: Sequence[Part]) -> str:

@@ -20,8 +20,9 @@ import torch
 from .. import console
 from ..errors import UserError
 from ..model import dialects
-from ..model.build import load_model, plain_generation
+from ..model.build import load_model, plain_generation, portable, sources
 from ..model.device import dtype_of, pick_device, pick_dtype
+from ..model.fingerprint import fingerprint
 from ..model.lora import LANGUAGE
 from ..model.projector import MARK, read_projector
 from ..model.quantize import dequantize, four_bits
@@ -33,8 +34,8 @@ from ..recipe.schema import Quantization
 from .adapter import put_adapter
 from .card import model_card
 from .delta import CONFIG, read_changes
-from .load import base_of, find_artifact, processing_of, quantization_of
-from .manifest import FILE, Manifest, digest, verify, writing
+from .load import as_artifact, base_of, find_artifact, processing_of, quantization_of
+from .manifest import FILE, Base, Manifest, digest, verify, writing
 from .prove import Said, compare, judge, probes, say
 from .stream import BaseTensors, write_shards
 
@@ -59,14 +60,22 @@ def merge(
         UserError: `adapter` is none, is on another base, or `out` is there already.
         RunError: a file of the adapter is damaged, or the merge does not do what base and adapter do; nothing is left then.
     """
-    written, folder = dtype_of(dtype), find_artifact(adapter)
-    if folder is None:
-        raise UserError(f"{adapter} is not an artifact, so there is nothing to merge.")
+    written = dtype_of(dtype)
+    if Path(out).exists():
+        raise UserError(f"{out} is there already; name another folder, or remove it.")
+    with as_artifact(adapter, base) as (folder, named):
+        if folder is None:
+            raise UserError(f"{adapter} is not an artifact, so there is nothing to merge.")
+        return _merge(folder, str(adapter), Path(out), target, written, named, force, proof)
+
+
+def _merge(
+    folder: Path, source: str, out: Path, target: str | None, written: torch.dtype, base: str | None, force: bool,
+    proof: bool,
+) -> Path:  # fmt: skip
     manifest = verify(folder)
     if manifest.holds != "adapter":
         raise UserError(f"{folder} is a whole model already; there is nothing to merge.")
-    if Path(out).exists():
-        raise UserError(f"{out} is there already; name another folder, or remove it.")
     quantization = quantization_of(manifest)
     target = target or (ORIGINAL if quantization is None else DEQUANTIZED)
     if target not in TARGETS:
@@ -78,18 +87,21 @@ def merge(
             "Merging into 4 bits rounds a part of what was learned away. Serve base and adapter, or merge to another target; "
             "--force does it all the same."
         )
-    job = Job(folder, manifest, base_of(manifest, base), quantization, target, written)
+    base_source = base_of(manifest, base)
+    bound = manifest.base or Base(source=portable(base_source), fingerprint=fingerprint(sources(base_source)))
+    job = Job(folder, manifest, base_source, quantization, target, written)
     merged = Manifest(
         kind="model", holds="model", template=manifest.template, image_aspect_ratio=manifest.image_aspect_ratio,
-        after_eos=manifest.after_eos, exif_transpose=manifest.exif_transpose, tune=manifest.tune, dtype=dtype,
+        after_eos=manifest.after_eos, exif_transpose=manifest.exif_transpose, tune=manifest.tune, dtype=str(written).removeprefix("torch."),
         recipe=manifest.recipe,
         report={
-            "merged_from": str(folder), "merged_from_sha256": digest(folder / FILE), "base": manifest.base.model_dump(),
+            "merged_from": source if find_artifact(source) is None else str(folder),
+            "merged_from_sha256": digest(folder / FILE), "base": bound.model_dump(),
             "target": target,
         },
     )  # fmt: skip
     report = merged.report
-    with writing(Path(out), merged) as partial:
+    with writing(out, merged) as partial:
         job.write(partial)
         report["peak_memory_mib_of_writing"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
         if target == FOUR_BITS:
@@ -101,7 +113,7 @@ def merge(
             console.note("Not compared with base and adapter: what was written is unproven.")
         model_card(merged, partial)
     console.note(f"Writing took {report['peak_memory_mib_of_writing']:,} MiB of memory at most.")
-    return Path(out)
+    return out
 
 
 class Job:

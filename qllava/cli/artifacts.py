@@ -84,17 +84,18 @@ def assemble(
 @app.command(epilog="Example: qllava convert liuhaotian/llava-v1.5-7b --to hf --out llava-v1.5-7b-hf")
 def convert(
     source: Annotated[str, typer.Argument(help="Artifact, or what LLaVA's own code, PEFT or XTuner wrote.")],
-    to: Annotated[str, typer.Option(help="hf or original (the layout of LLaVA's own code).")],
+    to: Annotated[str, typer.Option(help="hf, original (LLaVA's own code), gguf (llama.cpp) or vllm.")],
     out: Annotated[Path, typer.Option(help="Folder for the result.")],
     base: Annotated[str | None, typer.Option(help="What an adapter sits on, if not what it names itself.")] = None,
     vision_tower: Annotated[
         str | None, typer.Option(help="CLIP of an original model, if not where its config says.")
     ] = None,
     merge: Annotated[bool, typer.Option("--merge", help="Make one model of an adapter and its base first.")] = False,
+    outtype: Annotated[str, typer.Option(help="Of a GGUF's matrices: f32, f16, bf16 or q8_0.")] = "f16",
     as_json: Json = False,
 ) -> None:
-    """Brings weights of other layouts in, and takes them out: LLaVA's own code, PEFT, XTuner, Hugging Face."""
-    folder = api.convert(source, to, out, base, vision_tower, merge)
+    """Brings weights of other layouts in, and takes them out: LLaVA's own code, PEFT, XTuner, Hugging Face, GGUF, vLLM."""
+    folder = api.convert(source, to, out, base, vision_tower, merge, outtype)
     if as_json:
         show({"folder": folder})
     note(f"Converted to {folder}")

@@ -7,24 +7,28 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ... import console
 from ...errors import UserError, nearest
 from ..manifest import can_write
 from .source import TRAINABLES, Source
 
-LAYOUTS = ("hf", "original")
+LAYOUTS = ("hf", "original", "gguf", "vllm")
 
 
 def convert(
-    source: str | Path, to: str, out: str | Path, base: str | None = None, vision_tower: str | None = None, merge: bool = False
+    source: str | Path, to: str, out: str | Path, base: str | None = None, vision_tower: str | None = None, merge: bool = False,
+    outtype: str = "f16",
 ) -> Path:  # fmt: skip
     """Writes `source` in another layout to `out` and returns that folder.
 
     Args:
         source: an artifact, or what LLaVA's own code, PEFT or XTuner wrote; what it is, its content says.
-        to: `hf` (a Hugging Face LLaVA, or an adapter artifact) or `original` (LLaVA's own code's).
+        to: `hf` (a Hugging Face LLaVA, or an adapter artifact), `original` (LLaVA's own code's), `gguf` (llama.cpp's two
+            files) or `vllm` (the folder that it takes). What the last two do otherwise than training is said on stderr.
         base: what an adapter sits on, where it does not say so itself or lies elsewhere now.
         vision_tower: the CLIP of an original model, where its config names another place.
         merge: an adapter becomes one model with its base first.
+        outtype: of a GGUF's matrices: f32, f16, bf16 or q8_0.
 
     Raises:
         UserError: `source` is nothing that can be converted so, or `out` is there already.
@@ -36,7 +40,7 @@ def convert(
     if out.exists():
         raise UserError(f"{out} is there already; name another folder, or remove it.")
     if merge:
-        return _merged(source, to, out, base, vision_tower)
+        return _merged(source, to, out, base, vision_tower, outtype)
     from .source import look
 
     found = look(source)
@@ -44,7 +48,8 @@ def convert(
         raise UserError(f"{source} is a whole model; --base goes with an adapter.")
     if to == "original":
         return _to_original(found, out, base, vision_tower)
-    # Other layouts take their place here, each as a function of a file beside this one, with its name in LAYOUTS.
+    if to in ("gguf", "vllm"):
+        return _to_serve(found, to, out, outtype)
     return _to_hf(found, out, base, vision_tower)
 
 
@@ -68,6 +73,21 @@ def _to_original(found: Source, out: Path, base: str | None, vision_tower: str |
         return export_adapter(scratch / "adapter", manifest, out, None, vision_tower)
 
 
+def _to_serve(found: Source, to: str, out: Path, outtype: str) -> Path:
+    """The files of a runtime, and a word about each thing that it does otherwise."""
+    from .gguf import lint_gguf, to_gguf
+    from .vllm import to_vllm
+
+    if to == "gguf":
+        to_gguf(found.path, out, outtype)
+        lines = lint_gguf(found.path)
+    else:
+        lines = to_vllm(found.path, out)
+    for line in lines:
+        console.note(f"  - {line}")
+    return out
+
+
 def _to_hf(found: Source, out: Path, base: str | None, vision_tower: str | None) -> Path:
     from .foreign import normalised
     from .original import rewrite, to_hf
@@ -84,7 +104,7 @@ def _to_hf(found: Source, out: Path, base: str | None, vision_tower: str | None)
     return out
 
 
-def _merged(source: str | Path, to: str, out: Path, base: str | None, vision_tower: str | None) -> Path:
+def _merged(source: str | Path, to: str, out: Path, base: str | None, vision_tower: str | None, outtype: str) -> Path:
     """An adapter merged with its base, then in the layout asked for."""
     from ..merge import merge
     from .foreign import normalised
@@ -102,7 +122,7 @@ def _merged(source: str | Path, to: str, out: Path, base: str | None, vision_tow
         merge(adapter, scratch / "merged", base=base)
         if to == "hf":
             return (scratch / "merged").rename(out)
-        return convert(scratch / "merged", to, out, vision_tower=vision_tower)
+        return convert(scratch / "merged", to, out, vision_tower=vision_tower, outtype=outtype)
 
 
 @contextmanager
