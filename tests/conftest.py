@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from PIL import Image
+
+if TYPE_CHECKING:
+    import torch
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach a hub
 ROOT = Path(__file__).resolve().parent.parent
@@ -37,6 +41,18 @@ def scene_rows(count: int) -> list[dict]:
             turns += [{"from": "human", "value": "Is it red?"}, {"from": "gpt", "value": "yes" if i % 3 == 0 else "no"}]
         rows.append({"id": f"s{i}", "image": f"{i}.png", "conversations": turns})
     return rows
+
+
+def image_logits(model) -> torch.Tensor:
+    """What a model, wrapped by PEFT or not, says to one image of noise and three words: [1, positions, vocabulary]."""
+    import torch
+
+    torch.manual_seed(0)
+    llava = model.get_base_model() if hasattr(model, "get_base_model") else model
+    image, edge = llava.config.image_token_index, llava.config.vision_config.image_size
+    ids = torch.tensor([[1, *[image] * llava.config.image_seq_length, 40, 50, 60]])
+    with torch.no_grad():
+        return model.eval()(input_ids=ids, pixel_values=torch.randn(1, 3, edge, edge)).logits
 
 
 TOWER = {  # CLIP ViT-L/14-336

@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from ..errors import UserError
@@ -49,7 +50,7 @@ class BaseTensors:
     def _index(self, source: str, name: Callable[[str], str | None]) -> None:
         for file in weight_files(source):
             if file.suffix == ".safetensors":
-                with safe_open(file, "pt") as tensors:
+                with _opened(file) as tensors:
                     found = {k: (lambda file=file, k=k: _read(file, k)) for k in tensors.keys()}  # noqa: SIM118
             else:
                 state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
@@ -84,13 +85,20 @@ class BaseTensors:
         return self[key]
 
 
+def _opened(file: Path) -> Any:
+    try:
+        return safe_open(file, "pt")
+    except SafetensorError as error:
+        raise UserError(f"{file} is damaged: {error}.") from None
+
+
 def _read(file: Path, key: str) -> torch.Tensor:
-    with safe_open(file, "pt") as tensors:
+    with _opened(file) as tensors:
         return tensors.get_tensor(key)
 
 
 def _published(key: str) -> str | None:
-    return dialects.to_published(key)
+    return dialects.to_published(dialects.to_runtime(key))
 
 
 def _of_tower(key: str) -> str | None:

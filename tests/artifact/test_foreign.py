@@ -4,20 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from conftest import image_logits as logits
 from peft import LoraConfig, PeftModel, get_peft_model
 
 from qllava.api import chat, combine, convert, load, merge
 from qllava.artifact.manifest import read_manifest
 from qllava.model.build import load_model
-
-
-@torch.no_grad()
-def logits(model):
-    torch.manual_seed(0)
-    llava = model.get_base_model() if hasattr(model, "get_base_model") else model
-    image, edge = llava.config.image_token_index, llava.config.vision_config.image_size
-    ids = torch.tensor([[1, *[image] * llava.config.image_seq_length, 40, 50, 60]])
-    return model.eval()(input_ids=ids, pixel_values=torch.randn(1, 3, edge, edge)).logits
 
 
 @pytest.fixture

@@ -4,19 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from conftest import image_logits as logits
 
 from qllava.api import load, switch
 from qllava.errors import UserError
 from qllava.model.build import load_model
-
-
-@torch.no_grad()
-def logits(model):
-    torch.manual_seed(0)
-    llava = model.get_base_model() if hasattr(model, "get_base_model") else model
-    image, edge = llava.config.image_token_index, llava.config.vision_config.image_size
-    ids = torch.tensor([[1, *[image] * llava.config.image_seq_length, 40, 50, 60]])
-    return model(input_ids=ids, pixel_values=torch.randn(1, 3, edge, edge)).logits
 
 
 @pytest.fixture

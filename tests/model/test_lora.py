@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from conftest import image_logits as logits
 from peft import PeftModel
 from safetensors.torch import load_file
 
@@ -33,16 +34,6 @@ def recipe(tune="lora", **changes):
 
 def base(tune="lora"):
     return load_model(EMBEDDED, torch.float32, torch.device("cpu"), Quantization() if tune == "qlora" else None)
-
-
-@torch.no_grad()
-def logits(model):
-    torch.manual_seed(0)
-    llava = model.get_base_model() if hasattr(model, "get_base_model") else model
-    image = llava.config.image_token_index
-    ids = torch.tensor([[1, *[image] * llava.config.image_seq_length, 40, 50, 60]])
-    edge = llava.config.vision_config.image_size
-    return model.eval()(input_ids=ids, pixel_values=torch.randn(1, 3, edge, edge)).logits
 
 
 @torch.no_grad()

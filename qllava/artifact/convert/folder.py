@@ -5,7 +5,6 @@ In: a folder in the Hugging Face layout, whichever of the key layouts its files 
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +17,15 @@ from ...model.build import read_config
 from ...model.fingerprint import weight_files
 from ..load import FINAL, find_artifact
 from ..manifest import verify_quick
+from .read import read_json
 
-TOWER, TOWER_BARE = "vision_tower.vision_model.", "vision_tower."
+TOWER = "vision_tower.vision_model."
 PROCESSORS = ("processor_config.json", "preprocessor_config.json")
 
 
 def published(key: str) -> str:
-    """A key as the hub's files have it, from there, from memory, or as transformers 5 saves a tower made from parts."""
-    key = dialects.to_published(key)
-    if key.startswith(TOWER_BARE) and not key.startswith(TOWER):
-        return TOWER + key.removeprefix(TOWER_BARE)
-    return key
+    """A key as the hub's files have it, whatever the layout it comes from."""
+    return dialects.to_published(dialects.to_runtime(key))
 
 
 def whole_model(source: str | Path, remedy: str) -> Path:
@@ -61,27 +58,15 @@ def name_of(folder: Path) -> str:
     return folder.parent.name if folder.name == FINAL else folder.name
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """The file's object; empty where there is no file.
-
-    Raises:
-        UserError: it is no JSON object.
-    """
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except ValueError as error:
-        raise UserError(f"{file} is damaged: {error}.") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{file} is damaged: it holds no object.")
-    return value
+def settings(file: Path) -> dict[str, Any]:
+    """The file's JSON object; empty where there is no file."""
+    return read_json(file) if file.is_file() else {}
 
 
 def image_settings(folder: Path) -> dict[str, Any]:
     """The image processor's settings, which transformers 5 writes into the processor's file and 4 into one of their own."""
     for name in PROCESSORS:
-        values = read_json(folder / name)
+        values = settings(folder / name)
         values = values.get("image_processor", values)
         if "image_processor_type" in values or "image_mean" in values:
             return values
@@ -98,7 +83,7 @@ def chat_template(folder: Path) -> str | None:
     if (folder / "chat_template.jinja").is_file():
         return (folder / "chat_template.jinja").read_text(encoding="utf-8")
     for name in ("chat_template.json", "processor_config.json", "tokenizer_config.json"):
-        if isinstance(found := read_json(folder / name).get("chat_template"), str):
+        if isinstance(found := settings(folder / name).get("chat_template"), str):
             return found
     return None
 

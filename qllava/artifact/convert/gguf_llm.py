@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from ...data.processing import load_tokenizer
 from ...errors import UserError
-from .folder import Weights, chat_template, read_json
+from .folder import Weights, chat_template, settings
 from .gguf_file import Piece, Plan, require
 
 ROOT = "language_model.model."
@@ -174,9 +174,9 @@ def vocabulary(folder: Path, rows: int, gguf: ModuleType) -> list[Token]:
 
 def added_tokens(folder: Path) -> dict[int, tuple[str, bool]]:
     """Tokens beside the SentencePiece model's, by id: text, and whether special. transformers 5 has them in tokenizer.json."""
-    found: dict[int, tuple[str, bool]] = {i: (t, False) for t, i in read_json(folder / "added_tokens.json").items()}
-    for i, token in (read_json(folder / "tokenizer_config.json").get("added_tokens_decoder") or {}).items():
+    found: dict[int, tuple[str, bool]] = {i: (t, False) for t, i in settings(folder / "added_tokens.json").items()}
+    for i, token in (settings(folder / "tokenizer_config.json").get("added_tokens_decoder") or {}).items():
         found[int(i)] = (token["content"], bool(token.get("special")))
-    for token in read_json(folder / "tokenizer.json").get("added_tokens") or []:
+    for token in settings(folder / "tokenizer.json").get("added_tokens") or []:
         found[token["id"]] = (token["content"], bool(token.get("special")))
     return found

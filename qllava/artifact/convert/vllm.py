@@ -22,7 +22,7 @@ from ...model.tower import FILE as TOWER_FILE
 from ..delta import CONFIG, read_lora
 from ..load import find_artifact
 from ..manifest import FILE, Manifest, read_manifest, verify_quick, writing
-from .folder import TOWER, chat_template, image_settings, pads, published, read_json, whole_model
+from .folder import TOWER, chat_template, image_settings, pads, published, settings, whole_model
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # vLLM's choices of --max-lora-rank; 16 is its default
 MERGE = "Merge it first (qllava merge ADAPTER --out DIR), and serve DIR."
@@ -62,7 +62,7 @@ def _copy_weights(file: Path, to: Path) -> None:
 
 
 def _rename_index(file: Path) -> None:
-    if index := read_json(file):
+    if index := settings(file):
         index["weight_map"] = {published(k): v for k, v in index["weight_map"].items()}
         file.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
@@ -212,8 +212,8 @@ def _lint_tokens(folder: Path, config: Any) -> list[str]:
 
 
 def _lint_images(folder: Path) -> list[str]:
-    settings = image_settings(folder)
-    if not settings or not read_json(folder / "processor_config.json"):
+    values = image_settings(folder)
+    if not values or not (folder / "processor_config.json").is_file():
         return [
             "Missing: processor files (processor_config.json, and the image processor's settings); vLLM makes its inputs with "
             "the folder's own processor."
@@ -223,7 +223,7 @@ def _lint_images(folder: Path) -> list[str]:
     manifest = read_manifest(folder) if (folder / FILE).is_file() else None
     if manifest is not None and (manifest.image_aspect_ratio == "pad") != pads(folder):
         lines.insert(0, f"Wrong: the model was trained with image_aspect_ratio {manifest.image_aspect_ratio}, and its processor's do_pad says otherwise.")  # fmt: skip
-    if pads(folder) and settings.get("image_processor_type", "").startswith("CLIP"):
+    if pads(folder) and values.get("image_processor_type", "").startswith("CLIP"):
         lines.insert(
             0, "Wrong: do_pad is set on a CLIPImageProcessor, which does not pad; it must be a LlavaImageProcessor."
         )
