@@ -68,6 +68,9 @@ def _what(manifest: Manifest, kind: str) -> list[str]:
         "",
         f"- prompts: template `{manifest.template}`; images: `{manifest.image_aspect_ratio}`",
     ]
+    if "combined_from" in report:
+        named = ", ".join(f"{p['adapter']} × {p['weight']:g}" for p in report["combined_from"])
+        lines += [f"- combined from {named} ({report['method']})"]
     if "steps" in report:
         loss = f"{report['loss']:.4f}" if report.get("loss") is not None else "not logged"
         held = f", held-out loss {report['eval_loss']:.4f}" if report.get("eval_loss") is not None else ""
@@ -75,7 +78,7 @@ def _what(manifest: Manifest, kind: str) -> list[str]:
         lines += [
             f"- {report['steps']:,} steps of {recipe.get('global_batch_size')} samples ({_trained_on(report):,} taken, "
             f"held-out ones left out), learning rate {rate}, projector's {recipe.get('projector_learning_rate') or rate}",
-            f"- last training loss {loss}{held}",
+            f"- last training loss {loss}{held}; the weights are those of step {report.get('weights_of_step', report['steps']):,}",
         ]
     return [*lines, "- the resolved recipe, versions and the SHA-256 of every file: `qllava.json`"]
 

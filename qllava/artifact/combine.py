@@ -9,6 +9,7 @@ were trained, are combined as differences from the base's.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,10 +27,11 @@ from ..model.projector import MARK, read_projector
 from ..model.tower import FILE as TOWER_FILE
 from ..model.tower import PREFIX as TOWER
 from ..model.tower import read_tower
+from ..recipe.schema import Quantization
 from .card import model_card
 from .conflicts import conflict_report, show_conflicts
 from .delta import CONFIG, WEIGHTS, Change, read_changes, write_changes
-from .load import as_artifact, base_of, find_artifact
+from .load import as_artifact, base_of, find_artifact, quantization_of
 from .manifest import Base, Manifest, verify, writing
 from .stream import BaseTensors
 
@@ -79,6 +81,7 @@ def combine(
             console.note(
                 f"{part.folder} was trained with other prompts or images than {parts[0].folder}, whose are kept."
             )
+    quantization = _common_quantization(parts)
     source = base_of(first, base)
     original = BaseTensors(source)
     conflicts = conflict_report([(p.weight, p.changes) for p in parts], original)
@@ -90,12 +93,13 @@ def combine(
         "method": method,
         "conflicts": conflicts,
         **({"truncation": errors} if errors else {}),
+        **({"tower_changed": True} if any(n.startswith(TOWER) for n in others) else {}),
     }
     manifest = Manifest(
         kind="adapter", holds="adapter", template=first.template, image_aspect_ratio=first.image_aspect_ratio,
         after_eos=first.after_eos, exif_transpose=first.exif_transpose,
         base=Base(source=portable(source), fingerprint=first.base.fingerprint), tune=_tune(parts), dtype=first.dtype,
-        recipe=first.recipe if len(parts) == 1 else None, report=report,
+        recipe=None if quantization is None else {"quantization": quantization.model_dump()}, report=report,
     )  # fmt: skip
     with writing(Path(out), manifest) as folder:
         write_changes(made, folder)
@@ -113,6 +117,8 @@ def _check(adapters: Sequence, weights: list[float], method: str, rank: int | No
         raise UserError(f"{len(adapters)} adapters and {len(weights)} weights; each adapter has one.")
     if method not in METHODS:
         raise UserError(f"No method '{method}'. There are: {', '.join(METHODS)}.")
+    if not all(math.isfinite(w) for w in weights):
+        raise UserError(f"Weights are finite numbers, not {weights}.")
     if not 0 < density <= 1:
         raise UserError(f"density is a share above 0 and up to 1, not {density:g}.")
     if rank is not None and rank < 1:
@@ -140,6 +146,23 @@ def _read(source: str | Path, weight: float, base: str | None) -> Part:
         return Part(named, manifest, weight, changes, others)
 
 
+def _common_quantization(parts: Sequence[Part]) -> Quantization | None:
+    """How the parts' base was quantised.
+
+    Raises:
+        UserError: in different ways.
+    """
+    ways = {p.folder: quantization_of(p.manifest) for p in parts}
+    real = {repr(q): q for q in ways.values() if q is not None}
+    if len(real) > 1:
+        raise UserError(
+            f"The adapters were trained on a base quantised in different ways: {', '.join(map(str, ways))}."
+        )
+    if real and None in ways.values():
+        console.note("Some were trained on a base in 4 bits and some were not; the result is taken as one of 4 bits.")
+    return next(iter(real.values()), None)
+
+
 def _tune(parts: Sequence[Part]) -> str:
     kinds = {p.manifest.tune for p in parts}
     return kinds.pop() if len(kinds) == 1 else "qlora" if "qlora" in kinds else "lora"
@@ -149,13 +172,22 @@ def _tune(parts: Sequence[Part]) -> str:
 def _combine_changes(
     parts: Sequence[Part], method: str, rank: int | None, density: float, seed: int, base: BaseTensors
 ) -> tuple[dict[str, Change], dict[str, Any]]:
-    modules = sorted({m for p in parts for m in p.changes})
+    modules = sorted({m for p in parts if p.weight for m in p.changes})
     made, lost, whole, worst = {}, 0.0, 0.0, ("", 0.0)
+    kept = method == "sum" and _only_one_counts(parts, rank)
+    if (
+        not kept
+        and rank is None
+        and any(c.magnitude is not None for p in parts if p.weight for c in p.changes.values())
+    ):
+        raise UserError(
+            "A DoRA's change has the full rank of its weight, so the sum has to be cut to one. Write --rank, such as --rank 64."
+        )
     for module in modules:
         there = [(p, p.changes[module]) for p in parts if module in p.changes]
         own = [(p.weight, c) for p, c in there if p.weight] or [(0.0, there[0][1])]
         exact = method == "sum" and all(c.magnitude is None for _, c in own)
-        if method == "sum" and len(own) == 1 and own[0][0] == 1.0 and (rank is None or rank >= own[0][1].rank):
+        if kept:
             made[module] = own[0][1]  # bit for bit, DoRA or not
             continue
         if exact and (rank is None or rank >= sum(c.rank for _, c in own)):
@@ -173,6 +205,13 @@ def _combine_changes(
     if whole == 0:
         return made, {}
     return made, {"relative": (lost / whole) ** 0.5, "worst_module": worst[0], "worst_relative": worst[1]}
+
+
+def _only_one_counts(parts: Sequence[Part], rank: int | None) -> bool:
+    """Whether one part with weight 1 is all there is, so that it is given back as it is."""
+    real = [p for p in parts if p.weight]
+    one = len(real) == 1 and real[0].weight == 1.0
+    return one and (rank is None or all(rank >= c.rank for c in real[0].changes.values()))
 
 
 def _concatenated(own: Sequence[tuple[float, Change]]) -> Change:

@@ -113,6 +113,8 @@ def parse_base(text: str | Parts) -> str | Parts:
 
 def check_base(base: str | Parts, expected: Base) -> None:
     """Raises `UserError`, naming both, when `base` has other weights than the expected one."""
+    if isinstance(base, str) and (artifact := find_artifact(base)) is not None:
+        verify_quick(artifact)
     found = fingerprint(sources(base))
     if found != expected.fingerprint:
         raise UserError(

@@ -84,8 +84,10 @@ def writing(folder: Path, manifest: Manifest | None) -> Iterator[Path]:
     Raises:
         UserError: `folder` is there already.
     """
-    if folder.exists():
+    if folder.exists() or folder.is_symlink():
         raise UserError(f"{folder} is there already; name another folder, or remove it.")
+    if outer := next((p for p in folder.resolve().parents if (p / FILE).is_file()), None):
+        raise UserError(f"{folder} lies inside the artifact {outer}, which it would damage; name a folder elsewhere.")
     partial = can_write(folder)
     try:
         yield partial
@@ -94,6 +96,8 @@ def writing(folder: Path, manifest: Manifest | None) -> Iterator[Path]:
         else:
             seal(partial, manifest)
         partial.chmod(0o755)
+        for file in partial.rglob("*"):  # safetensors writes for its owner alone
+            file.chmod(0o755 if file.is_dir() else 0o644)
         partial.rename(folder)
         _sync(folder.parent)
     except BaseException:

@@ -10,7 +10,6 @@ ones, spelt out), from which the original ones differ by the quantisation's roun
 
 from __future__ import annotations
 
-import resource
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from typing import Any
 import torch
 
 from .. import console
-from ..errors import UserError
+from ..errors import RunError, UserError
 from ..model import dialects
 from ..model.build import load_model, plain_generation, portable, sources
 from ..model.device import dtype_of, pick_device, pick_dtype
@@ -36,41 +35,42 @@ from .card import model_card
 from .delta import CONFIG, read_changes
 from .load import as_artifact, base_of, find_artifact, processing_of, quantization_of
 from .manifest import FILE, Base, Manifest, digest, verify, writing
-from .prove import Said, compare, judge, probes, say
-from .stream import BaseTensors, write_shards
+from .prove import Said, check_tensor, compare, judge, probes, say
+from .stream import EMBEDDINGS, BaseTensors, peak_memory, write_shards
 
 ORIGINAL, DEQUANTIZED, FOUR_BITS = TARGETS = ("bf16", "bf16-dequantized", "nf4")
 
 
 def merge(
     adapter: str | Path, out: str | Path, target: str | None = None, dtype: str = "bfloat16", base: str | None = None,
-    force: bool = False, proof: bool = True,
+    force: bool = False, proof: bool = True, origin: str | None = None,
 ) -> Path:  # fmt: skip
     """Writes the merged model to `out` and returns its folder.
 
     Args:
         adapter: an adapter or a checkpoint with one, or a run's output_dir.
         target: `bf16`, `bf16-dequantized` or `nf4`; by default the one whose weights the adapter saw in training.
-        dtype: of the weights written.
+        dtype: of the weights written; `auto` is the base's.
         base: where the base lies now, if no longer where the manifest says.
         force: allows `nf4`, whose rounding undoes a part of what was learned.
+        origin: what `adapter` was made of, for the report, if it is only a copy.
         proof: load what was written and compare it with base and adapter; only to be left out where memory is short.
 
     Raises:
         UserError: `adapter` is none, is on another base, or `out` is there already.
         RunError: a file of the adapter is damaged, or the merge does not do what base and adapter do; nothing is left then.
     """
-    written = dtype_of(dtype)
+    written = None if dtype == "auto" else dtype_of(dtype)
     if Path(out).exists():
         raise UserError(f"{out} is there already; name another folder, or remove it.")
     with as_artifact(adapter, base) as (folder, named):
         if folder is None:
             raise UserError(f"{adapter} is not an artifact, so there is nothing to merge.")
-        return _merge(folder, str(adapter), Path(out), target, written, named, force, proof)
+        return _merge(folder, origin or str(adapter), Path(out), target, written, named, force, proof)
 
 
 def _merge(
-    folder: Path, source: str, out: Path, target: str | None, written: torch.dtype, base: str | None, force: bool,
+    folder: Path, source: str, out: Path, target: str | None, written: torch.dtype | None, base: str | None, force: bool,
     proof: bool,
 ) -> Path:  # fmt: skip
     manifest = verify(folder)
@@ -88,6 +88,7 @@ def _merge(
             "--force does it all the same."
         )
     base_source = base_of(manifest, base)
+    written = written or BaseTensors(base_source)[EMBEDDINGS[0]].dtype
     bound = manifest.base or Base(source=portable(base_source), fingerprint=fingerprint(sources(base_source)))
     job = Job(folder, manifest, base_source, quantization, target, written)
     merged = Manifest(
@@ -95,15 +96,16 @@ def _merge(
         after_eos=manifest.after_eos, exif_transpose=manifest.exif_transpose, tune=manifest.tune, dtype=str(written).removeprefix("torch."),
         recipe=manifest.recipe,
         report={
-            "merged_from": source if find_artifact(source) is None else str(folder),
+            "merged_from": str(find_artifact(source) or source),
             "merged_from_sha256": digest(folder / FILE), "base": bound.model_dump(),
-            "target": target,
+            "target": target, **({"tower_changed": True} if (folder / TOWER_FILE).is_file() else {}),
         },
     )  # fmt: skip
     report = merged.report
     with writing(out, merged) as partial:
-        job.write(partial)
-        report["peak_memory_mib_of_writing"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+        with peak_memory() as peak:
+            job.write(partial)
+        report["peak_memory_mib_of_writing"] = peak()
         if target == FOUR_BITS:
             report["warning"] = "Merged into 4 bits: a part of what was learned is rounded away."
         if proof:
@@ -148,13 +150,21 @@ class Job:
             name = dialects.to_runtime(key)
             tensor = parts.pop(name) if name in parts else self._seen(name, tensor)
             change = left.pop(name.removesuffix(".weight"), None)
-            yield key, (tensor if change is None else change.applied(tensor)).to("cpu", self.written)
+            yield key, self._cast(key, tensor if change is None else change.applied(tensor))
         for name, tensor in sorted(parts.items()):  # the projector of a base in parts
             if MARK not in name:
                 raise UserError(f"{self.folder} holds {name}, which the base has not.")
-            yield dialects.to_published(name), tensor.to(self.written)
+            yield dialects.to_published(name), self._cast(name, tensor)
         if left:
             raise UserError(f"{self.folder} has LoRA on modules that the base has not: {sorted(left)[:3]}.")
+
+    def _cast(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        cast = tensor.to("cpu", self.written)
+        if not torch.isfinite(cast).all():
+            raise RunError(
+                f"{name} would hold numbers that are none in {self.written}: the base or the adapter is damaged, or too large."
+            )
+        return cast
 
     def _seen(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         """A base's weight as it is to be added to."""
@@ -172,6 +182,8 @@ class Job:
         image_token = self.processing.image_token_id
         base_says, reference = self._reference(prompts, image_token)
         effect = compare(base_says, reference)
+        if self.target != FOUR_BITS:
+            self._check_tensors(out)
         model = load_model(str(out), torch.float32, self.device)
         if self.target == FOUR_BITS:
             model = dequantize(model).float()
@@ -195,6 +207,16 @@ class Job:
         """What the base says, and what base and adapter say, on the weights that training saw."""
         together = say(put_adapter(self._base(self.quantization), self.folder).eval(), prompts, image_token)
         return say(self._base(self.quantization), prompts, image_token, together), together
+
+    def _check_tensors(self, out: Path) -> None:
+        """Every written tensor against PEFT's merge of the same weights."""
+        model = put_adapter(self._base(None if self.target == ORIGINAL else self.quantization), self.folder)
+        model = model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
+        expected = dict(model.named_parameters())
+        for key, tensor in BaseTensors(str(out)):
+            name = dialects.to_runtime(key)
+            if name in expected:
+                check_tensor(key, expected[name].detach().cpu(), tensor)
 
     def _base(self, quantization: Quantization | None) -> torch.nn.Module:
         if quantization is None:

@@ -6,6 +6,7 @@ figures are the weights' and not the arithmetic's.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
@@ -120,8 +121,12 @@ def judge(merged: Figures, effect: Figures, changed: Figures, kind: str) -> None
         kind: how it was written: `float32`, `float16`, `bfloat16` or `nf4`.
 
     Raises:
-        RunError: nothing has changed, or too much has.
+        RunError: nothing has changed, or too much has, or it says what is no number.
     """
+    if not all(math.isfinite(v) for figures in (merged, effect, changed) for v in asdict(figures).values()):
+        raise RunError(
+            "Base, adapter or merged model answer with numbers that are none. Is a file of the base damaged?"
+        )
     if effect.mean == 0:
         raise RunError(
             "The adapter changes nothing: base and adapter answer exactly as the base alone. Was it trained?"
@@ -135,4 +140,24 @@ def judge(merged: Figures, effect: Figures, changed: Figures, kind: str) -> None
         raise RunError(
             f"The merge changed too much: the written model differs from base and adapter by {merged.relative:.2g} of the logits' "
             f"spread; in {kind} at most {TOLERANCE[kind]:g} is rounding."
+        )
+
+
+ROUNDING = {torch.float32: 1e-5, torch.float16: 2**-10, torch.bfloat16: 2**-7}  # one unit in the last place
+SMALL = 1e-6  # below this, sums in another order differ
+
+
+def check_tensor(name: str, expected: torch.Tensor, written: torch.Tensor) -> None:
+    """Makes sure that a written weight is the one that PEFT's own merge gives, to the last place of its dtype.
+
+    Raises:
+        RunError: it is not.
+    """
+    size = min(len(expected), len(written))
+    gap = (expected[:size].float() - written[:size].float()).abs()
+    allowed = ROUNDING.get(written.dtype, 2**-7) * expected[:size].float().abs() + SMALL
+    if not bool((gap <= allowed).all()):
+        raise RunError(
+            f"The merge went wrong: {name} differs by up to {float(gap.max()):.2g} from what PEFT's own merge gives, which is more "
+            "than rounding."
         )

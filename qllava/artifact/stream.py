@@ -7,7 +7,10 @@ them in memory; and back to safetensors files with an index, in the form that tr
 from __future__ import annotations
 
 import json
+import resource
+import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +56,7 @@ class BaseTensors:
                 with _opened(file) as tensors:
                     found = {k: (lambda file=file, k=k: _read(file, k)) for k in tensors.keys()}  # noqa: SIM118
             else:
-                state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+                state = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
                 found = {k: (lambda v=v: v.clone()) for k, v in state.items()}
             self._reads |= {
                 n: read for k, read in found.items() if not HARMLESS.search(k) and (n := name(k)) is not None
@@ -144,3 +147,23 @@ def write_shards(tensors: Iterator[tuple[str, torch.Tensor]], folder: Path, limi
     index = {"metadata": {"total_size": total}, "weight_map": {key: names[i] for key, i in places.items()}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
     return total
+
+
+@contextmanager
+def peak_memory() -> Iterator[Callable[[], int]]:
+    """Gives a function that tells the most memory (MiB, resident) held since the block began; of the whole process where the
+    system cannot start counting anew."""
+    status, anew = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+    try:
+        anew.write_text("5")
+        counted = True
+    except OSError:
+        counted = False
+
+    def tell() -> int:
+        if counted:
+            line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+            return int(line.split()[1]) >> 10
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+
+    yield tell

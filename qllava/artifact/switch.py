@@ -51,7 +51,8 @@ class Switch:
         self._own = {k: v.clone() for k, v in projector_of(self._model).state_dict().items()}
         self._tower: dict[str, torch.Tensor] = {}  # the base's own tensors, of those that some adapter changes
         self._manifests: dict[str, Manifest] = {}
-        self._parts: dict[str, tuple[dict, dict, bool]] = {}  # projector, tower, whether there is LoRA
+        self._parts: dict[str, tuple[dict, dict, str | None]] = {}  # projector, tower, and LoRA's name in PEFT
+        self._count, self._first = 0, first
         self.active = BASE
         for name, folder in folders.items():
             self.add(name, folder)
@@ -82,9 +83,7 @@ class Switch:
                 f"{folder} was trained on a base {'in 4 bits' if quantization_of(manifest) else 'that is not quantised'}, unlike "
                 "the one in memory; switch between adapters of one kind, or merge it."
             )
-        lora = (folder / CONFIG).is_file()
-        if lora:
-            self._load_lora(name, folder)
+        lora = self._load_lora(folder) if (folder / CONFIG).is_file() else None
         tower = read_tower(folder) if (folder / TOWER_FILE).is_file() else {}
         for key in tower.keys() - self._tower.keys():
             self._tower[key] = tower_tensors(self._model)[key].detach().clone()
@@ -92,18 +91,23 @@ class Switch:
         self._manifests[name] = manifest
         self.use(self.active)
 
-    def _load_lora(self, name: str, folder: Path) -> None:
+    def _load_lora(self, folder: Path) -> str:
+        """Loads it under a name that PEFT has never had, since PEFT keeps the settings of a name; returns that name."""
         from peft import PeftModel
 
-        stored = set(read_lora(folder)[0])
+        self._count += 1
+        inside, stored = f"adapter_number_{self._count}", set(read_lora(folder)[0])
         try:
             if isinstance(self._model, PeftModel):
-                self._model.load_adapter(str(folder), name)
+                self._model.load_adapter(str(folder), inside)
             else:
-                self._model = PeftModel.from_pretrained(self._model, folder, adapter_name=name)
-        except (RuntimeError, ValueError, KeyError, OSError) as error:
+                self._model = PeftModel.from_pretrained(self._model, folder, adapter_name=inside)
+            check_loaded(self._model, stored, folder, inside)
+        except (RuntimeError, ValueError, KeyError, OSError, UserError) as error:
+            if isinstance(self._model, PeftModel) and len(self._model.peft_config) > 1:
+                self._model.delete_adapter(inside)
             raise UserError(f"The LoRA in {folder} does not fit this base: {str(error)[:300]}") from None
-        check_loaded(self._model, stored, folder, name)
+        return inside
 
     def remove(self, name: str) -> None:
         """Forgets an adapter; the base answers if it was the active one."""
@@ -115,17 +119,17 @@ class Switch:
         if self.active == name:
             self.use(BASE)
         if lora and len(self._model.peft_config) > 1:  # PEFT keeps the last one, which nothing activates
-            self._model.delete_adapter(name)
+            self._model.delete_adapter(lora)
 
     @torch.no_grad()
     def use(self, name: str) -> Loaded:
         """Makes the adapter of that name (or `base`) answer from now on, and gives the model with its inputs."""
         self._known(name)
-        projector, tower, lora = self._parts.get(name, (self._own, {}, False))
+        projector, tower, lora = self._parts.get(name, (self._own, {}, None))
         if hasattr(self._model, "peft_config"):
             if lora:
                 self._model.base_model.enable_adapter_layers()
-                self._model.set_adapter(name, inference_mode=True)
+                self._model.set_adapter(lora, inference_mode=True)
             else:
                 self._model.base_model.disable_adapter_layers()
         put_projector(self._model, projector, name)
@@ -138,7 +142,7 @@ class Switch:
     @property
     def loaded(self) -> Loaded:
         """The model as it answers now."""
-        manifest = self._manifests.get(self.active) or next(iter(self._manifests.values()))
+        manifest = self._manifests.get(self.active, self._first)
         return Loaded(self._model.eval(), processing_of(manifest, self.source), self._manifests.get(self.active))
 
     @contextlib.contextmanager

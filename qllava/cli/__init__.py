@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 
 from ..console import err, safe
@@ -37,6 +38,7 @@ def quiet() -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command line. Exit codes: 0 done, 1 what was run or checked failed, 2 the command or its input is wrong."""
     quiet()
+    signal.signal(signal.SIGTERM, _terminated)  # so that what is half written is cleared away
     try:
         app(args=arguments, standalone_mode=True)
     except UserError as error:
@@ -47,6 +49,10 @@ def main(arguments: list[str] | None = None) -> None:
         _fail(f"The system refused: {error}", 1)
     except KeyboardInterrupt:
         _fail("Interrupted.", 1)
+
+
+def _terminated(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
 
 
 def _fail(error: object, code: int) -> None:

@@ -55,5 +55,7 @@ def named(pairs: list[str] | None) -> dict[str, str]:
         name, equals, path = pair.partition("=")
         if not equals or not name or not path:
             raise UserError(f"{pair!r} names no adapter; write NAME=PATH.")
+        if name in found:
+            raise UserError(f"{name!r} is named twice.")
         found[name] = path
     return found

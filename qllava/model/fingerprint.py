@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from ..errors import UserError
 
 BLOCK = 1 << 16  # bytes
 SAMPLES = 64  # blocks read of each file, evenly spaced, its first and last among them
+WHOLE = "model.safetensors"
 PATTERNS = ("*.safetensors", "pytorch_model*.bin")
 
 
@@ -32,6 +34,12 @@ def weight_files(source: str) -> list[Path]:
             folder = Path(cached_file(source, "config.json")).parent
         except (OSError, ValueError) as error:
             raise UserError(f"No model at {source}: {str(error).splitlines()[0]}") from None
+    for index in sorted(folder.glob("*.index.json")):  # the files that transformers reads, and no stray ones
+        names = set(json.loads(index.read_text(encoding="utf-8")).get("weight_map", {}).values())
+        if names and all((folder / name).is_file() for name in names):
+            return sorted(folder / name for name in names)
+    if (folder / WHOLE).is_file():
+        return [folder / WHOLE]
     for pattern in PATTERNS:
         if files := sorted(folder.glob(pattern)):
             return files

@@ -14,10 +14,10 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from ..errors import UserError
+from ..errors import UserError, nearest
 from .rules import broken
 from .schema import Recipe
-from .shipped import find_shipped
+from .shipped import find_shipped, list_shipped
 
 REMEDIES = {  # names that people bring from elsewhere, and what they are here
     "warmup_ratio": "transformers 5 calls it warmup_steps: below 1 it is the share of all steps.",
@@ -85,7 +85,9 @@ def read_yaml(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except FileNotFoundError:
-        raise UserError(f"No recipe at {path}.") from None
+        shipped = [s.name for s in list_shipped()]
+        near = nearest("/".join(path.parts[-2:]).removesuffix(".yaml"), shipped)
+        raise UserError(f"No recipe at {path}.{near} `qllava recipes` lists those that are shipped.") from None
     except (yaml.YAMLError, ValueError, IndexError, RecursionError, OSError) as error:
         raise UserError(f"{path} is not a YAML file: {error}") from None
     if not isinstance(values, dict):

@@ -109,7 +109,7 @@ def _about_starts(recipe: Recipe) -> Iterator[tuple[str, str]]:
             f"tune '{recipe.tune}' trains no adapter. Write tune: lora or qlora, or adapter_start: merge-then-new.",
         )
     if recipe.projector is not None:
-        yield "projector", "comes with the adapter. Drop one of the two."
+        yield "projector", "comes with the adapter. Write projector: null (projector=null), or drop the adapter."
     if recipe.adapter_start == "stack" and recipe.lora.use_dora:
         yield (
             "lora.use_dora",

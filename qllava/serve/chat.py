@@ -93,6 +93,8 @@ def open_chat(
     """
     if image is not None:
         open_image(Path(image))  # before a model is read
+    if adapters and "first" in adapters:
+        raise UserError("The model named first is called `first` already; give the other another name.")
     board = Switch({"first": source, **adapters}, base) if adapters else None
     chat = Chat(load(source, base) if board is None else board.loaded, max_new_tokens, board=board)
     if image is not None:

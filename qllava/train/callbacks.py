@@ -35,15 +35,21 @@ class Progress(TrainerCallback):
             self._advance = self._bar.__enter__()
             self._advance(state.global_step)
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         if self._advance:
             self._advance(1)
+        if state.global_step >= state.max_steps:
+            control.should_log = True  # the last loss is told, whatever logging_steps
+        return control
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict | None = None, **kwargs: Any) -> None:
         if state.is_world_process_zero and logs and "loss" in logs:
             self.history.append({"step": state.global_step, **logs})
             shown = "  ".join(f"{k} {logs[k]:.4g}" for k in SHOWN if k in logs)
             console.note(f"step {state.global_step}/{state.max_steps}  {shown}")
+
+        if state.is_world_process_zero and logs and "eval_loss" in logs:
+            console.note(f"step {state.global_step}/{state.max_steps}  held-out loss {logs['eval_loss']:.4g}")
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self._bar:

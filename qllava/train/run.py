@@ -266,7 +266,18 @@ def _show(parts: list, speeds: dict[str, tuple[str, str]]) -> None:
         "What trains",
         ("part", "linears", "parameters", "trainable", "dtype", "rate", "decay"),
         [
-            (p.part, p.quantized or p.lora or "", p.parameters, p.trainable, p.dtype, *speeds.get(p.part, ("", "")))
+            (
+                p.part,
+                p.quantized or p.lora or "",
+                p.parameters,
+                p.trainable,
+                _short(p.dtype),
+                *speeds.get(p.part, ("", "")),
+            )
             for p in parts
         ],
     )
+
+
+def _short(dtype: str) -> str:
+    return dtype.replace("bfloat16", "bf16").replace("float16", "fp16").replace("float32", "fp32")

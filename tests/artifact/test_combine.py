@@ -132,6 +132,8 @@ def test_what_does_not_go_together(make, base, tmp_path):
         "2 adapters and 1 weights": {"adapters": [first, second], "weights": [1.0]},
         "No method 'slerp'": {"adapters": [first, second], "method": "slerp"},
         "Write --rank": {"adapters": [first, second], "method": "ties"},
+        "DoRA's change has the full rank": {"adapters": [first, make(1, use_dora=True)]},
+        "finite numbers": {"adapters": [first, second], "weights": [float("nan"), 1.0]},
         "density is a share": {"adapters": [first, second], "method": "ties", "rank": 4, "density": 1.5},
         "is not an artifact": {"adapters": [first, tmp_path]},
         "is no adapter": {"adapters": [first, base]},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 
@@ -10,9 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from qllava.api import assemble, load, merge, train
+from qllava.api import assemble, load, merge, train, verify
 from qllava.artifact import stream
 from qllava.artifact.manifest import read_manifest
+from qllava.artifact.prove import Figures, judge
 from qllava.data.collate import collate
 from qllava.data.sample import ask
 from qllava.errors import RunError, UserError
@@ -150,10 +152,10 @@ def test_a_merge_that_changed_nothing_or_too_much_fails_and_leaves_nothing(train
     monkeypatch.setattr("qllava.artifact.merge.read_projector", lambda folder: {})
     base = assemble("embedded", "embedded", tmp_path / "base", dtype="float32")
     whole = train_on(base, trained, tmp_path)
-    with pytest.raises(RunError, match="The merge changed nothing"):
+    with pytest.raises(RunError, match="The merge went wrong"):
         merge(whole, tmp_path / "nothing", dtype="float32")
     monkeypatch.setattr(Change, "applied", lambda self, weight: plain(self, weight) * 1.5)
-    with pytest.raises(RunError, match="The merge changed too much"):
+    with pytest.raises(RunError, match="The merge went wrong"):
         merge(whole, tmp_path / "much", dtype="float32")
     assert not (tmp_path / "nothing").exists() and not (tmp_path / "much").exists()
     assert not list(tmp_path.glob(".*.partial"))
@@ -192,3 +194,40 @@ def test_shards_and_their_index(trained, tmp_path, monkeypatch):
     one = merge(trained, tmp_path / "one", proof=False)
     assert torch.equal(logits(load(folder, dtype="float32")), logits(load(one, dtype="float32")))
     assert read_manifest(one).report["proof"] is None
+
+
+FINE = Figures(0.01, 0.001, 0.0005, 1e-6, 1.0)
+EFFECT = Figures(2.0, 0.3, 0.2, 0.1, 0.7)
+
+
+@pytest.mark.parametrize(
+    ("merged", "effect", "changed", "message"),
+    [
+        (FINE, EFFECT, EFFECT, None),
+        (FINE, EFFECT, FINE, "The merge changed nothing"),
+        (EFFECT, EFFECT, EFFECT, "The merge changed too much"),
+        (FINE, Figures(0, 0, 0, 0, 1), FINE, "The adapter changes nothing"),
+        (Figures(math.nan, math.nan, math.nan, math.nan, 1.0), EFFECT, EFFECT, "numbers that are none"),
+    ],
+)
+def test_what_the_figures_say(merged, effect, changed, message):
+    if message is None:
+        judge(merged, effect, changed, "bfloat16")
+    else:
+        with pytest.raises(RunError, match=message):
+            judge(merged, effect, changed, "bfloat16")
+
+
+def test_numbers_that_are_none_are_not_merged(trained, tmp_path, monkeypatch):
+    from qllava.artifact.delta import Change
+
+    monkeypatch.setattr(Change, "applied", lambda self, weight: weight.float() * float("nan"))
+    with pytest.raises(RunError, match="would hold numbers that are none"):
+        merge(trained, tmp_path / "merged", proof=False)
+    assert not (tmp_path / "merged").exists()
+
+
+def test_nothing_is_written_into_an_artifact(trained):
+    with pytest.raises(UserError, match="lies inside the artifact"):
+        merge(trained, trained / "merged")
+    assert verify(trained)

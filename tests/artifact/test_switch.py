@@ -82,3 +82,15 @@ def test_a_conversation_switches(three):
     alone = chat(three["plain"], max_new_tokens=3)
     with pytest.raises(UserError, match="--adapter NAME=PATH"):
         alone.use("wide")
+
+
+def test_a_name_given_again_is_another_adapter(three, make):
+    """PEFT keeps the settings of a name; and an ordinary name may be a module's."""
+    board = switch({"q": three["plain"]})
+    board.remove("q")
+    other = make(6, lora_alpha=32)
+    board.add("q", other)
+    torch.testing.assert_close(logits(board.use("q").model), logits(load(other).model), atol=1e-5, rtol=1e-5)
+    for name in ("v", "mlp", "model", "layers"):
+        board.add(name, three["wide"])
+    torch.testing.assert_close(logits(board.use("mlp").model), logits(load(three["wide"]).model), atol=1e-5, rtol=1e-5)

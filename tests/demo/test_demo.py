@@ -22,7 +22,7 @@ def test_the_job_in_little(tmp_path, capsys):
     assert verify(report["adapter"]).tune == "qlora" and verify(report["merged"]).kind == "model"
     err = capsys.readouterr().err
     assert all(f"qllava {verb}" in err for verb in ("chat", "train demo/instruct", "train llava15-7b/task-qlora"))
-    again = demo(out, recipe_overrides=("max_steps=1",), test_limit=4)  # it clears what it made itself
+    again = demo(out, recipe_overrides=("max_steps=2",), test_limit=4)  # it clears what it made itself
     assert again["scores"]["merged"]["questions"] == 4
     (out / "mine.txt").touch()
     with pytest.raises(UserError, match=r"holds mine\.txt, which no demo made"):

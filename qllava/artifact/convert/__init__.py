@@ -119,7 +119,8 @@ def _merged(source: str | Path, to: str, out: Path, base: str | None, vision_tow
             adapter = scratch / "adapter"
             normalised(found, base, adapter, vision_tower)
             base = None
-        merge(adapter, scratch / "merged", base=base)
+        dtype = "float32" if to == "gguf" and outtype == "f32" else "auto"
+        merge(adapter, scratch / "merged", dtype=dtype, base=base, origin=str(source))
         if to == "hf":
             return (scratch / "merged").rename(out)
         return convert(scratch / "merged", to, out, vision_tower=vision_tower, outtype=outtype)

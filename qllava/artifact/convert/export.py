@@ -67,8 +67,9 @@ def tower_of(manifest: Manifest | None) -> str | None:
 
 
 def _tower_trained(manifest: Manifest | None) -> bool:
-    recipes = (m.recipe or {} for m, _ in _lineage(manifest))
-    return any(r.get("tune_vision_tower", "frozen") != "frozen" for r in recipes)
+    line = [m for m, _ in _lineage(manifest)]
+    by_recipe = any((m.recipe or {}).get("tune_vision_tower", "frozen") != "frozen" for m in line)
+    return by_recipe or any(m.report.get("tower_changed") for m in line)
 
 
 def export_whole(source: Source, out: Path, vision_tower: str | None = None) -> Path:
