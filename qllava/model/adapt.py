@@ -98,6 +98,8 @@ def audit(model: nn.Module, recipe: Recipe) -> list[Part]:
         read = tower_parameters(llava)
         whole[TOWER] = sum(p.numel() for n, p in llava.named_parameters() if n in read)
     training = {part for part, c in counts.items() if c["trainable"]}
+    if llava_of(model).config.tie_word_embeddings:  # then the embeddings are the head
+        expected -= {"lm_head"}
     if expected - set(counts):
         raise RunError(
             f"With tune '{recipe.tune}', {sorted(expected - set(counts))} must train, and the model has none."
