@@ -185,20 +185,19 @@ def _combine_changes(
         )
     for module in modules:
         there = [(p, p.changes[module]) for p in parts if module in p.changes]
-        own = [(p.weight, c) for p, c in there if p.weight] or [(0.0, there[0][1])]
-        exact = method == "sum" and all(c.magnitude is None for _, c in own)
+        own = [(p.weight, c) for p, c in there if p.weight]
+        dora = any(c.magnitude is not None for _, c in own)
         if kept:
             made[module] = own[0][1]  # bit for bit, DoRA or not
             continue
-        if exact and (rank is None or rank >= sum(c.rank for _, c in own)):
+        if method == "sum" and not dora and (rank is None or rank >= sum(c.rank for _, c in own)):
             made[module] = _concatenated(own)
             continue
-        weight = base.weight(module) if any(c.magnitude is not None for _, c in own) else None
+        weight = base.weight(module) if dora else None
         deltas = [w * c.delta(weight) for w, c in own]
         keys = [f"{seed}:{module}:{p.manifest.files[WEIGHTS].sha256}" for p, _ in there if p.weight]
         dense = sum(deltas) if method == "sum" else _sparse(deltas, method, density, keys)
-        wanted = rank or min(min(dense.shape), sum(c.rank for _, c in own) * (1 if exact else 2))
-        made[module], gone = _truncated(dense, wanted)
+        made[module], gone = _truncated(dense, rank)
         lost, whole = lost + gone**2, whole + float(dense.norm()) ** 2
         share = gone / max(float(dense.norm()), 1e-30)
         worst = max(worst, (module, share), key=lambda pair: pair[1])

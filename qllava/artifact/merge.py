@@ -210,13 +210,16 @@ class Job:
 
     def _check_tensors(self, out: Path) -> None:
         """Every written tensor against PEFT's merge of the same weights."""
-        model = put_adapter(self._base(None if self.target == ORIGINAL else self.quantization), self.folder)
-        model = model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
-        expected = dict(model.named_parameters())
+        expected = dict(self._merged_by_peft(self.target).named_parameters())
         for key, tensor in BaseTensors(str(out)):
             name = dialects.to_runtime(key)
             if name in expected:
                 check_tensor(key, expected[name].detach().cpu(), tensor)
+
+    def _merged_by_peft(self, target: str) -> torch.nn.Module:
+        """PEFT's own merge in memory, in float32, into the weights that the target adds to."""
+        model = put_adapter(self._base(None if target == ORIGINAL else self.quantization), self.folder)
+        return model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
 
     def _base(self, quantization: Quantization | None) -> torch.nn.Module:
         if quantization is None:
@@ -229,8 +232,7 @@ class Job:
         for target in TARGETS:
             if target in found:
                 continue
-            model = put_adapter(self._base(None if target == ORIGINAL else self.quantization), self.folder)
-            model = model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
+            model = self._merged_by_peft(target)
             for name, parameter in model.named_parameters():
                 if target == FOUR_BITS and name.startswith(f"{LANGUAGE}layers.") and parameter.ndim == 2:
                     parameter.data = four_bits(parameter.data.to(self.written), self.quantization, self.device).float()

@@ -104,11 +104,12 @@ class LlavaTrainer(SFTTrainer):
     ) -> Any:
         """The mean over all supervised tokens of the global batch, so that its split does not matter; or the micro-batches'
         mean of means, as the recipe says."""
-        supervised = int((inputs["labels"][:, 1:] != IGNORE).sum())
-        counts = self.counts
+        labelled, counts = inputs["labels"] != IGNORE, self.counts
+        numbers = (labelled[:, 1:].sum(), inputs["attention_mask"].sum(), labelled.any(1).sum())
+        supervised, tokens, samples = torch.stack(numbers).tolist()  # at once: each look at a GPU waits for it
         counts.supervised += supervised
-        counts.tokens += int(inputs["attention_mask"].sum())
-        counts.samples += int((inputs["labels"] != IGNORE).any(1).sum())  # rows that only fill a batch are none
+        counts.tokens += tokens
+        counts.samples += samples  # rows that only fill a batch are none
         self._supervised += supervised
         if self.recipe.loss_average == "per_micro_batch":
             outputs = model(**inputs)
