@@ -173,9 +173,17 @@ class Recipe(Block):
     """`pad`: to a square in CLIP's mean colour (LLaVA-1.5's stage 2 and inference). `square`: centre crop (stage 1)."""
     exif_transpose: bool = True
     """Turn pictures as their EXIF says. The original does not; photos from phones lie on their side without it."""
+    pairing: Literal["rows", "shared", "turns"] = "rows"
+    """What becomes of several samples about one image. `rows`: each is a row of its own, with the image. `shared`: the image
+    and what else they begin with stand once, and each sample sees that and itself; exactly as `rows`, in a fraction of the
+    time. `turns`: one conversation of many turns, in which later answers see earlier ones, as the 665K set was made; a
+    source that holds such conversations already stays as it is."""
     max_length: Positive = 2048
     """Longest sequence, every image counted with all its tokens. Text is cut at the end, an image never."""
     dataloader_num_workers: Annotated[int, Field(ge=0)] = 0
+    image_cache: Literal["none", "crops", "features"] = "none"
+    """What is kept on disk for the next epoch: `crops`, the images as CLIP's edge by edge pixels (0.3 MB each at 336), or
+    `features`, what a frozen vision tower makes of them (1.1 MB each for CLIP-L in bfloat16)."""
 
     # -- optimisation
     output_dir: Annotated[str, Field(min_length=1)]
@@ -185,7 +193,8 @@ class Recipe(Block):
     """Stops after so many steps; -1 goes by `num_train_epochs`."""
     global_batch_size: Positive
     """Samples in one optimizer step over all processes; accumulation follows from it."""
-    per_device_train_batch_size: Positive
+    per_device_train_batch_size: Positive | Literal["auto"]
+    """Samples in one micro-batch. `auto`: as many as the planner finds room for, in this machine's memory."""
     learning_rate: Rate
     projector_learning_rate: Rate | None = None
     """The projector's own rate (the original's `mm_projector_lr`); without it, `learning_rate`."""
@@ -206,8 +215,15 @@ class Recipe(Block):
     adam_beta1: Share = 0.9
     adam_beta2: Share = 0.999
     adam_epsilon: Annotated[float, Field(gt=0)] = 1e-8
-    gradient_checkpointing: bool = False
-    """Recompute the LLM's activations: about 40 % more time for about half the memory."""
+    gradient_checkpointing: bool | Positive | Literal["auto"] = False
+    """Recompute the LLM's activations: about 40 % more time for about half the memory. A number: of so many of its layers.
+    `auto`: of as many as memory asks for, which may be none."""
+    packing: bool = False
+    """Lay the samples of a micro-batch one behind the other, without padding and without attention across samples (TRL calls
+    it padding_free). The same loss and gradients as padded rows."""
+    fused_layers: bool = False
+    """Run the LLM's layers (norm, linears with LoRA, SwiGLU) as functions that keep fewer activations for the backward pass.
+    The same loss and gradients."""
     group_by_modality_length: bool = False
     """Batches of one modality and of like length, as the original's stage 2."""
     order: Literal["qllava", "original"] = "qllava"

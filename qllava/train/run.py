@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,11 +47,12 @@ class Result:
     log: list[dict[str, Any]] = field(repr=False)
 
 
-def train(recipe: Recipe, resume: bool = False) -> Result:
+def train(recipe: Recipe, resume: bool = False, callbacks: Sequence[Any] = ()) -> Result:
     """Runs the recipe.
 
     Args:
         resume: go on from the newest good checkpoint in `output_dir`.
+        callbacks: transformers' `TrainerCallback`s that take part, such as a stopwatch.
 
     Raises:
         UserError: data, base or output_dir are not fit for the run.
@@ -101,6 +102,8 @@ def train(recipe: Recipe, resume: bool = False) -> Result:
     if checkpoint is not None and steps_done(checkpoint) >= steps_wanted(checkpoint, recipe):
         trainer.restore(checkpoint)  # it had ended but for its artifact
         return _finish(trainer, out, manifest, history, meter, parts)
+    for callback in callbacks:
+        trainer.add_callback(callback)
     dry_save(trainer, out)
     stop.install()
     try:
