@@ -182,6 +182,10 @@ def select(recipe: Recipe, processing: Processing) -> Selection:
     for source, table in zip(recipe.data, tables, strict=True):
         if not len(table):
             raise UserError(f"No sample of {source.path} can be used.")
+    if recipe.pairing == "turns":
+        from .pairing import join_turns
+
+        tables = [join_turns(t, s.path) for t, s in zip(tables, recipe.data, strict=True)]
     return mix(tables, recipe.data, recipe.subset, recipe.seed, dropped)
 
 
@@ -227,22 +231,23 @@ def digest(rows: Dataset) -> str:
 
 
 def features(batch: dict[str, list], processing: Processing, max_length: int) -> dict[str, list]:
-    """The transform of `training_set`: columns of a batch to features of a batch."""
-    out: dict[str, list] = {"input_ids": [], "labels": [], "pixel_values": []}
+    """The transform of `training_set`: columns of a batch to features of a batch. Images that rows share are decoded once."""
+    made, known = [], {}
     for i in range(len(batch["id"])):
-        sample, root = from_columns({k: v[i] for k, v in batch.items()})
         if batch["where"][i] == FILLER:
-            made = {"input_ids": [processing.encoder.bos or 0] * 2, "labels": [IGNORE] * 2, "pixel_values": None}
-            for key, value in made.items():
-                out[key].append(value)
+            made.append({"input_ids": [processing.encoder.bos or 0] * 2, "labels": [IGNORE] * 2})
             continue
+        sample, root = from_columns({k: v[i] for k, v in batch.items()})
+        key = (str(root), sample.images) if sample.images else None
         try:
-            made = processing.sample(sample, root, max_length)
+            tokens = processing.tokens(sample, max_length)
+            if key is not None and key not in known:
+                known[key] = processing.images(sample, root)
         except UserError as error:
             raise UserError(f"{batch['where'][i]} (id {sample.id!r}): {error}") from None
-        for key, value in made.items():
-            out[key].append(value)
-    return out
+        made.append({"input_ids": tokens.ids, "labels": tokens.labels, "images_key": key} | known.get(key, {}))
+    columns = ("input_ids", "labels", "pixel_values", "images_key")
+    return {name: [row.get(name) for row in made] for name in columns}
 
 
 def numbered(paths: Sequence[str], values: Sequence[Any]) -> dict[str, Any]:

@@ -64,8 +64,11 @@ class Processing:
     def sample(self, sample: Sample, root: Path, max_length: int | None) -> dict[str, Any]:
         """Features of a training sample: lists `input_ids` and `labels`, and `pixel_values` [images, 3, edge, edge] or None."""
         tokens = self.tokens(sample, max_length)
-        images = [read_image(ref, root, self.exif) for ref in sample.images]
-        return {"input_ids": tokens.ids, "labels": tokens.labels, "pixel_values": self.pixels(images)}
+        return {"input_ids": tokens.ids, "labels": tokens.labels, **self.images(sample, root)}
+
+    def images(self, sample: Sample, root: Path) -> dict[str, Any]:
+        """The features of a sample that are made of its images: `pixel_values` [images, 3, edge, edge] or None."""
+        return {"pixel_values": self.pixels([read_image(ref, root, self.exif) for ref in sample.images])}
 
     def prompt(self, turns: Sequence[Turn], images: Sequence[Image.Image] = ()) -> dict[str, Any]:
         """Features of a conversation that the model is to continue."""

@@ -1,7 +1,7 @@
-"""The loss of a batch, with logits computed only where there is a label.
+"""The loss of a batch, with logits computed only where there is a label, a few at a time.
 
-In: a batch of `data.collate`. Out: the sum of the cross-entropies of all labelled positions divided by `normalizer`. At
-LLaVA's proportions nine positions in ten have no label, so their logits are never made.
+In: a batch of `data.collate` or `data.pack`. Out: the sum of the cross-entropies of all labelled positions divided by
+`normalizer`. At LLaVA's proportions nine positions in ten have no label, so their logits are never made.
 """
 
 from __future__ import annotations
@@ -11,30 +11,77 @@ import types
 from typing import Any
 
 import torch
+from torch.nn.functional import cross_entropy
 from transformers.models.llava.modeling_llava import LlavaCausalLMOutputWithPast
 
+from ..data.pack import Layout
 from ..data.tokens import IGNORE
+from .attention import mask_for
+
+LOGITS_AT_ONCE = 1 << 24  # 64 MB in float32
 
 
-def install_loss(llava: torch.nn.Module) -> None:
-    """Makes `llava(..., labels=…, normalizer=…)` return that loss, and no logits. Without labels nothing changes."""
+def install_loss(llava: torch.nn.Module, attention: str = "auto") -> None:
+    """Makes `llava(..., labels=…, normalizer=…)` return that loss, and no logits. Without labels nothing changes.
+
+    Args:
+        attention: of packed rows; see `attention.mask_for`.
+    """
     plain = types.MethodType(type(llava).forward, llava)
 
     def forward(
-        self: Any, *args: Any, labels: torch.Tensor | None = None, normalizer: Any = None, **kwargs: Any
-    ) -> LlavaCausalLMOutputWithPast:
+        self: Any, *args: Any, labels: torch.Tensor | None = None, normalizer: Any = None, layout: Layout | None = None,
+        **kwargs: Any,
+    ) -> LlavaCausalLMOutputWithPast:  # fmt: skip
         if labels is None:
             return plain(*args, **kwargs)
+        if layout is not None:
+            kwargs |= {
+                "layout": layout,
+                "attention_mask": mask_for(layout, *labels.shape[1:], labels.device, attention),
+            }
         hidden = self.model(*args, use_cache=False, **kwargs).last_hidden_state[:, :-1]
         targets = labels[:, 1:]
         labelled = targets != IGNORE
-        logits = self.lm_head(hidden[labelled]).float()
-        loss = torch.nn.functional.cross_entropy(logits, targets[labelled], reduction="sum")
+        loss = head_loss(self.lm_head, hidden[labelled], targets[labelled])
         if kwargs.get("pixel_values") is None:
             loss = loss + _idle_image_path(self)
         return LlavaCausalLMOutputWithPast(loss=loss / (labelled.sum() if normalizer is None else normalizer))
 
     llava.forward = types.MethodType(functools.wraps(type(llava).forward)(forward), llava)
+
+
+def head_loss(head: torch.nn.Module, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """The sum of the cross-entropies of `head(hidden)` [positions, vocabulary] and `targets` [positions], in float32."""
+    if head.weight.requires_grad:
+        return cross_entropy(head(hidden).float(), targets, reduction="sum")
+    return _FrozenHeadLoss.apply(hidden, targets, head)
+
+
+class _FrozenHeadLoss(torch.autograd.Function):
+    """As the head does not learn, the gradient of its input is all that is wanted, and is made along with the loss: the
+    logits of a few positions at a time, and none of them kept."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: torch.Tensor, targets: torch.Tensor, head: torch.nn.Module) -> torch.Tensor:
+        total = hidden.new_zeros((), dtype=torch.float32)
+        grad = torch.empty_like(hidden)
+        rows = max(1, LOGITS_AT_ONCE // head.weight.shape[0])
+        for start in range(0, len(targets), rows):
+            part, wanted = slice(start, start + rows), targets[start : start + rows, None]
+            made = head(hidden[part])
+            logits = made.float()
+            total += (logits.logsumexp(-1, keepdim=True) - logits.gather(1, wanted)).sum()
+            shares = logits.softmax(-1)
+            shares.scatter_add_(1, wanted, shares.new_full(wanted.shape, -1.0))
+            grad[part] = shares.to(made.dtype) @ head.weight.to(made.dtype)
+        ctx.save_for_backward(grad)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> Any:
+        (of_hidden,) = ctx.saved_tensors
+        return of_hidden * grad.to(of_hidden.dtype), None, None
 
 
 def _idle_image_path(llava: torch.nn.Module) -> torch.Tensor:

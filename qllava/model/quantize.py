@@ -63,13 +63,24 @@ def check(model: nn.Module, language_prefix: str = "model.language_model.") -> i
     return len(quantized)
 
 
+def is_four_bits(module: nn.Module) -> bool:
+    """Whether it is a 4-bit linear."""
+    return getattr(getattr(module, "weight", None), "quant_state", None) is not None
+
+
+@torch.no_grad()
+def dequantized_weight(module: nn.Module) -> torch.Tensor:
+    """A 4-bit linear's weight [out, in], spelt out in the dtype that it had."""
+    from bitsandbytes.functional import dequantize_4bit
+
+    return dequantize_4bit(module.weight.data, module.weight.quant_state)
+
+
 @torch.no_grad()
 def dequantized(module: nn.Module) -> torch.Tensor:
     """A linear's weight [out, in] in float32, whether it is held in 4 bits or plain; always a copy."""
-    import bitsandbytes
-
-    if isinstance(module, bitsandbytes.nn.Linear4bit):
-        return bitsandbytes.functional.dequantize_4bit(module.weight.data, module.weight.quant_state).float()
+    if is_four_bits(module):
+        return dequantized_weight(module).float()
     return module.weight.detach().float().clone()
 
 

@@ -21,7 +21,7 @@ def broken(recipe: Recipe) -> Iterator[tuple[str, str]]:
             "the template 'plain' (image, caption) belongs to stage 'align' and to no other. "
             f"Write template: {'plain' if recipe.stage == 'align' else 'vicuna_v1'}.",
         )
-    if recipe.global_batch_size % recipe.per_device_train_batch_size:
+    if recipe.per_device_train_batch_size != "auto" and recipe.global_batch_size % recipe.per_device_train_batch_size:
         yield (
             "per_device_train_batch_size",
             f"{recipe.per_device_train_batch_size} does not divide global_batch_size {recipe.global_batch_size}, "
@@ -50,6 +50,7 @@ def broken(recipe: Recipe) -> Iterator[tuple[str, str]]:
         yield "max_steps", "is a number of steps above 0, or -1 to go by num_train_epochs."
     if recipe.save_steps >= 1 and recipe.save_steps != int(recipe.save_steps):
         yield "save_steps", "is a whole number of steps, or a share of all steps below 1."
+    yield from _about_speed(recipe)
     if recipe.order == "original" and not recipe.group_by_modality_length:
         yield "order", "'original' is an order of grouped batches. Write group_by_modality_length: true, or drop it."
     if recipe.data and all(source.replay is not None for source in recipe.data):
@@ -57,6 +58,18 @@ def broken(recipe: Recipe) -> Iterator[tuple[str, str]]:
     for i, source in enumerate(recipe.data):
         if source.replay is not None and (source.weight != 1.0 or source.max_samples is not None):
             yield f"data.{i}.replay", "says how many samples are taken, so weight and max_samples cannot too."
+
+
+def _about_speed(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    if recipe.pairing == "shared" and not recipe.packing:
+        yield "packing", "samples share an image in a packed row alone. Write packing: true, or pairing: rows."
+    if recipe.pairing == "shared" and recipe.group_by_modality_length:
+        yield (
+            "group_by_modality_length",
+            "pairing 'shared' has an order of its own, by image, and a packed row no padding. Write false.",
+        )
+    if recipe.pairing == "turns" and recipe.stage == "align":
+        yield "pairing", "stage 'align' knows captions, no conversations. Write rows or shared."
 
 
 def has_lora(recipe: Recipe) -> bool:

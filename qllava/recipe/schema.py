@@ -218,10 +218,13 @@ class Recipe(Block):
     gradient_checkpointing: bool | Positive | Literal["auto"] = False
     """Recompute the LLM's activations: about 40 % more time for about half the memory. A number: of so many of its layers.
     `auto`: of as many as memory asks for, which may be none."""
-    packing: bool = False
+    packing: bool = True
     """Lay the samples of a micro-batch one behind the other, without padding and without attention across samples (TRL calls
     it padding_free). The same loss and gradients as padded rows."""
-    fused_layers: bool = False
+    attention: Literal["auto", "segments", "flex"] = "auto"
+    """How packed rows attend: `segments`, sample by sample by PyTorch's own kernels; `flex`, by one FlexAttention kernel, for
+    a GPU; `auto`: `flex` on a GPU, else `segments`."""
+    fused_layers: bool = True
     """Run the LLM's layers (norm, linears with LoRA, SwiGLU) as functions that keep fewer activations for the backward pass.
     The same loss and gradients."""
     group_by_modality_length: bool = False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +18,8 @@ from ..artifact.load import FINAL
 from ..artifact.manifest import Base, Manifest, verify, writing
 from ..data.collate import collate
 from ..data.dataset import Selection, hold_out, numbered, select, training_set
+from ..data.pack import pack
+from ..data.processing import Processing
 from ..errors import RunError, UserError, plain
 from ..model.adapt import audit, audit_rows
 from ..model.build import portable, processing_for, sources
@@ -86,8 +88,8 @@ def train(recipe: Recipe, resume: bool = False, callbacks: Sequence[Any] = ()) -
     )
     rows[0]  # the first sample is made before a model is read
     set_seed(recipe.seed)
-    put_together = functools.partial(collate, processing=processing, multiple=PAD_TO)
-    model = begin(recipe, dtype, device, first_batches(recipe, rows, put_together), adapter, checkpoint)
+    put_together = together(recipe, processing)
+    model = begin(recipe, dtype, device, first_batches(recipe, rows, processing), adapter, checkpoint)
     parts = audit(model, recipe)
     _show(parts, rates(model, recipe))
     manifest = _manifest(recipe, dtype, parts, processing.template.name, selection)
@@ -116,15 +118,23 @@ def train(recipe: Recipe, resume: bool = False, callbacks: Sequence[Any] = ()) -
     return _finish(trainer, out, manifest, history, meter, parts)
 
 
-def first_batches(recipe: Recipe, rows: Any, put_together: Any) -> Any:
-    """The training data in batches of a seeded order, the same in every process: for starts that look at it."""
+def together(recipe: Recipe, processing: Processing) -> Callable[[Sequence[dict[str, Any]]], dict[str, Any]]:
+    """How the rows of a micro-batch become one batch."""
+    if recipe.packing:
+        return functools.partial(pack, processing=processing, shared=recipe.pairing == "shared", multiple=PAD_TO)
+    return functools.partial(collate, processing=processing, multiple=PAD_TO)
+
+
+def first_batches(recipe: Recipe, rows: Any, processing: Processing) -> Any:
+    """The training data in padded batches of a seeded order, the same in every process: for starts that look at it."""
     from torch.utils.data import DataLoader
 
     from .sampler import SeededSampler
 
     size = recipe.per_device_train_batch_size
     order = SeededSampler([1] * len(rows), size, recipe.seed)
-    return DataLoader(rows, batch_size=size, sampler=order, collate_fn=put_together)
+    padded = functools.partial(collate, processing=processing, multiple=PAD_TO)
+    return DataLoader(rows, batch_size=size, sampler=order, collate_fn=padded)
 
 
 @contextmanager

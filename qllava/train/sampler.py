@@ -6,7 +6,7 @@ to like lengths, as the original's `group_by_modality_length`; the last, incompl
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 
 import torch
 from torch.utils.data import Sampler
@@ -38,8 +38,11 @@ class SeededSampler(Sampler[int]):
         real = len(self.lengths)
         return iter([*self._order(), *range(real, real + self.fillers)])
 
+    def _generator(self) -> torch.Generator:
+        return torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+
     def _order(self) -> list[int]:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        generator = self._generator()
         if not self.grouped:
             return torch.randperm(len(self.lengths), generator=generator).tolist()
         batches, rest = [], []
@@ -55,6 +58,28 @@ class SeededSampler(Sampler[int]):
         rest = [i for b in batches if len(b) < self.size for i in b]
         shuffled = [whole[i] for i in torch.randperm(len(whole), generator=generator).tolist()]
         return [i for b in shuffled for i in b] + rest
+
+
+class ImageSampler(SeededSampler):
+    """Samples about one image one behind the other, so that a packed row can share it: images in a new order each epoch, and
+    the samples of each, too. A global batch may end between two samples of an image.
+
+    Args:
+        keys: of every sample, the same for those about the same images; None for text alone.
+    """
+
+    def __init__(self, keys: Sequence[Hashable], global_batch_size: int, seed: int, fillers: int = 0) -> None:
+        super().__init__(range(len(keys)), global_batch_size, seed, fillers=fillers)
+        families: dict[Hashable, list[int]] = {}
+        for i, key in enumerate(keys):
+            families.setdefault(("text", i) if key is None else key, []).append(i)
+        self.families = list(families.values())
+
+    def _order(self) -> list[int]:
+        generator = self._generator()
+        order = torch.randperm(len(self.families), generator=generator).tolist()
+        families = [self.families[i] for i in order]
+        return [f[i] for f in families for i in torch.randperm(len(f), generator=generator).tolist()]
 
 
 class OriginalSampler(SeededSampler):

@@ -23,10 +23,13 @@ from .. import console
 from ..artifact.adapter import fill, save_adapter
 from ..artifact.manifest import Manifest, writing
 from ..data.dataset import FILLER
+from ..data.pairing import image_keys
 from ..data.processing import Processing
 from ..data.tokens import IGNORE
 from ..errors import RunError
+from ..model.attention import install_attention
 from ..model.forward import install_loss
+from ..model.fused import fuse
 from ..model.projector import llava_of
 from ..model.whole import read_whole, save_whole
 from ..recipe.schema import Recipe
@@ -34,7 +37,7 @@ from .checkpoint import SAVING, rotate
 from .guards import ADVICE, Diverged, Divergence, check_gradients, check_step, starved
 from .measure import Counts, best_step, evaluations_since_best, peak_memory
 from .optimizer import groups
-from .sampler import OriginalSampler, SeededSampler
+from .sampler import ImageSampler, OriginalSampler, SeededSampler
 from .watch import Watch
 
 
@@ -65,7 +68,12 @@ class LlavaTrainer(SFTTrainer):
         for name, parameter in model.named_parameters():  # TRL casts what trains to bfloat16 when the base is quantised
             if name in masters:
                 parameter.data = masters[name].to(parameter.device)
-        install_loss(llava_of(model))
+        llava = llava_of(model)
+        install_loss(llava, recipe.attention)
+        if recipe.packing:
+            install_attention(llava.model.language_model)
+        if recipe.fused_layers:
+            fuse(llava.model.language_model)
         self.model_accepts_loss_kwargs = True  # so that the labels of a whole global batch are counted
         self.loss_is_scaled_for_ga = True
 
@@ -86,14 +94,14 @@ class LlavaTrainer(SFTTrainer):
         fillers = sum(
             place == FILLER for place in rows["where"][-self.args.world_size * recipe.per_device_train_batch_size :]
         )
+        real = len(rows) - fillers
+        if recipe.pairing == "shared":
+            return ImageSampler(image_keys(rows.select(range(real))), recipe.global_batch_size, recipe.seed, fillers)
+        lengths = rows["words"][:real] if recipe.group_by_modality_length else [1] * real
         if recipe.order == "original":
             together = self.args.world_size * self.args.gradient_accumulation_steps
-            words = rows["words"][: len(rows) - fillers]
-            return OriginalSampler(words, recipe.per_device_train_batch_size, together, recipe.seed, fillers)
-        real = len(rows) - fillers
-        lengths = rows["words"][:real] if recipe.group_by_modality_length else [1] * real
-        grouped = recipe.group_by_modality_length
-        return SeededSampler(lengths, recipe.global_batch_size, recipe.seed, grouped, fillers)
+            return OriginalSampler(lengths, recipe.per_device_train_batch_size, together, recipe.seed, fillers)
+        return SeededSampler(lengths, recipe.global_batch_size, recipe.seed, recipe.group_by_modality_length, fillers)
 
     def compute_loss(
         self,
@@ -109,7 +117,9 @@ class LlavaTrainer(SFTTrainer):
         supervised, tokens, samples = torch.stack(numbers).tolist()  # at once: each look at a GPU waits for it
         counts.supervised += supervised
         counts.tokens += tokens
-        counts.samples += samples  # rows that only fill a batch are none
+        counts.samples += (
+            inputs["layout"].samples if "layout" in inputs else samples
+        )  # rows that only fill a batch are none
         self._supervised += supervised
         if self.recipe.loss_average == "per_micro_batch":
             outputs = model(**inputs)

@@ -58,8 +58,8 @@ class Watch:
         total = torch.zeros(2, dtype=torch.float64)
         mine = range(accelerator.process_index, len(self.held), accelerator.num_processes)
         for start in range(0, len(mine), size):
-            batch = trainer.data_collator([self.held[i] for i in mine[start : start + size]])
-            batch = {k: v.to(accelerator.device) for k, v in batch.items()}
+            batch = trainer.data_collator(self.held.__getitems__(list(mine[start : start + size])))
+            batch = trainer._prepare_inputs(batch)
             total += torch.tensor(
                 [float(model(**batch, normalizer=1).loss), int((batch["labels"][:, 1:] != IGNORE).sum())]
             )
