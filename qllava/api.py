@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .recipe import Recipe
     from .serve.chat import Chat
     from .train.inspect import Inspection
+    from .train.plan import Plan
     from .train.run import Result
 
 Source = str | Path
@@ -42,6 +43,21 @@ def _resolve(recipe: Source | Recipe, overrides: Sequence[str]) -> Recipe:
     if isinstance(recipe, Recipe):
         return resolve_recipe(recipe.model_dump(exclude_unset=True), overrides)
     return load_recipe(recipe, overrides)
+
+
+def plan(
+    recipe: Source | Recipe, overrides: Sequence[str] = (), vram: str | None = None, tflops: float | None = None
+) -> Plan:
+    """What a recipe takes on a card of `vram` (`12GB`), or on this machine. See `qllava.train.plan.plan`.
+
+    Args:
+        tflops: what that card reaches in a large matrix product, in 10¹² operations a second.
+    """
+    resolved = _resolve(recipe, overrides)
+    from .train.plan import plan as run
+    from .train.plan import read_size
+
+    return run(resolved, None if vram is None else read_size(vram), None if tflops is None else tflops * 1e12)
 
 
 def check(recipe: Source | Recipe, overrides: Sequence[str] = (), processes: int | None = None) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from qllava.cli import main
 VERBS = (
     "demo",
     "train",
+    "plan",
     "check",
     "inspect",
     "recipes",

@@ -1,4 +1,4 @@
-"""From a recipe to an artifact: demo, train, recipes."""
+"""From a recipe to an artifact: demo, train, plan, recipes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import typer
 
 from .. import api
 from ..console import note, table
-from ..errors import UserError
+from ..errors import RunError, UserError
 from .door import Json, Overrides, app, show
 
 
@@ -38,6 +38,32 @@ def train(
     if as_json:
         show({k: v for k, v in vars(result).items() if k != "log"})
     note(f"Done: {result.steps} steps in {result.seconds:.0f} s. The artifact is {result.artifact}")
+
+
+@app.command(epilog="Example: qllava plan llava15-7b/task-qlora --vram 12GB")
+def plan(
+    recipe: Annotated[str, typer.Argument(help="YAML file, or the name of a shipped recipe.")],
+    overrides: Overrides = None,
+    vram: Annotated[
+        str | None, typer.Option(help="Memory of the card, such as 8GB, 12GB, 24GB or 80GB; by default this machine's.")
+    ] = None,
+    tflops: Annotated[
+        float | None, typer.Option(min=0.001, help="What the card reaches in a large matrix product; measured here.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Says before a weight is read what a recipe takes: memory by part, time, disk, and the sizes that fit."""
+    found = api.plan(recipe, overrides or (), vram, tflops)
+    if as_json:
+        show(found.as_values())
+    else:
+        from rich.console import Console
+
+        from ..train.plan_text import show_plan
+
+        show_plan(found, Console(highlight=False))
+    if found.chosen is None:
+        raise RunError(found.remedy)
 
 
 @app.command(epilog="Example: qllava recipes llava15-7b/task-qlora --copy-to mine.yaml")

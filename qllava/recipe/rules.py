@@ -68,6 +68,8 @@ def _about_speed(recipe: Recipe) -> Iterator[tuple[str, str]]:
             "group_by_modality_length",
             "pairing 'shared' has an order of its own, by image, and a packed row no padding. Write false.",
         )
+    if recipe.order == "original" and recipe.per_device_train_batch_size == "auto":
+        yield "per_device_train_batch_size", "the order 'original' depends on it, so it has to be a number."
     if recipe.pairing == "turns" and recipe.stage == "align":
         yield "pairing", "stage 'align' knows captions, no conversations. Write rows or shared."
 

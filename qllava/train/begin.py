@@ -74,7 +74,10 @@ def _checkpoint(model: torch.nn.Module, recipe: Recipe) -> None:
 
     Non-reentrant, so that no gradient has to enter at the embeddings: the hook for that would reach CLIP as well.
     """
-    llava = llava_of(model).model
+    llava, again = llava_of(model).model, recipe.gradient_checkpointing
     parts = [llava.language_model] + ([llava.vision_tower] if recipe.tune_vision_tower != "frozen" else [])
     for part in parts:
         part.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if again is not True:
+        for layer in llava.language_model.layers[again:]:
+            layer.gradient_checkpointing = False

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,7 @@ from .. import console
 from ..artifact.card import model_card
 from ..artifact.load import FINAL
 from ..artifact.manifest import Base, Manifest, verify, writing
-from ..data.collate import collate
 from ..data.dataset import Selection, hold_out, numbered, select, training_set
-from ..data.pack import pack
-from ..data.processing import Processing
 from ..errors import RunError, UserError, plain
 from ..model.adapt import audit, audit_rows
 from ..model.build import portable, processing_for, sources
@@ -27,13 +23,12 @@ from ..model.device import pick_device, pick_dtype
 from ..model.fingerprint import fingerprint
 from ..recipe.schema import Recipe
 from . import card
+from .batches import first_batches, together
 from .begin import begin
-from .checkpoint import newest_good, number_of, set_aside
-from .guards import BadStep, Diverged
+from .explain import explained, how_to_go_on, kept
 from .optimizer import rates
+from .plan import after_running_out, settle_sizes
 from .start import merge_first, same_data, settle_adapter, settle_base, steps_done, steps_wanted, where_to_start
-
-PAD_TO = 32  # positions; kernels are made once a shape, and tensor cores like multiples of 8
 
 
 @dataclass
@@ -72,10 +67,11 @@ def train(recipe: Recipe, resume: bool = False, callbacks: Sequence[Any] = ()) -
     card.check_hub(recipe)
     device = pick_device()
     dtype = pick_dtype(recipe.dtype, device)
-    arguments = trainer_arguments(recipe, launched_processes(), dtype, device)
+    processes = launched_processes()
     started_from = adapter
     if adapter is not None and recipe.adapter is None:  # it is in the new base
-        with arguments.main_process_first(local=False, desc="merging"):
+        alone = recipe.model_copy(update={"per_device_train_batch_size": 1})
+        with trainer_arguments(alone, processes, dtype, device).main_process_first(local=False, desc="merging"):
             merge_first(recipe, adapter, asked.base)
         adapter = None
     processing = processing_for(recipe)
@@ -83,9 +79,9 @@ def train(recipe: Recipe, resume: bool = False, callbacks: Sequence[Any] = ()) -
     if checkpoint is not None:
         same_data(checkpoint, selection.digest)
     chosen, held = hold_out(selection.rows, recipe.eval_share, recipe.seed)
-    rows = training_set(
-        chosen, processing, recipe.max_length, launched_processes() * recipe.per_device_train_batch_size
-    )
+    recipe = settle_sizes(recipe, chosen, processing, dtype, device, processes)
+    arguments = trainer_arguments(recipe, processes, dtype, device)
+    rows = training_set(chosen, processing, recipe.max_length, processes * recipe.per_device_train_batch_size)
     rows[0]  # the first sample is made before a model is read
     set_seed(recipe.seed)
     put_together = together(recipe, processing)
@@ -109,59 +105,14 @@ def train(recipe: Recipe, resume: bool = False, callbacks: Sequence[Any] = ()) -
     dry_save(trainer, out)
     stop.install()
     try:
-        with _explained(trainer, out):
+        smaller = functools.partial(after_running_out, recipe, chosen, processing, dtype, device, processes)
+        with explained(trainer, out, smaller):
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finally:
         stop.restore()
     if stop.asked and trainer.state.global_step < trainer.state.max_steps:
-        raise RunError(_how_to_go_on(out))
+        raise RunError(how_to_go_on(out))
     return _finish(trainer, out, manifest, history, meter, parts)
-
-
-def together(recipe: Recipe, processing: Processing) -> Callable[[Sequence[dict[str, Any]]], dict[str, Any]]:
-    """How the rows of a micro-batch become one batch."""
-    if recipe.packing:
-        return functools.partial(pack, processing=processing, shared=recipe.pairing == "shared", multiple=PAD_TO)
-    return functools.partial(collate, processing=processing, multiple=PAD_TO)
-
-
-def first_batches(recipe: Recipe, rows: Any, processing: Processing) -> Any:
-    """The training data in padded batches of a seeded order, the same in every process: for starts that look at it."""
-    from torch.utils.data import DataLoader
-
-    from .sampler import SeededSampler
-
-    size = recipe.per_device_train_batch_size
-    order = SeededSampler([1] * len(rows), size, recipe.seed)
-    padded = functools.partial(collate, processing=processing, multiple=PAD_TO)
-    return DataLoader(rows, batch_size=size, sampler=order, collate_fn=padded)
-
-
-@contextmanager
-def _explained(trainer: Any, out: Path) -> Iterator[None]:
-    """Adds to an error of the run where the last good state is and how to go on; keeps that state first."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        raise RunError(_how_to_go_on(out)) from None
-    except UserError as error:  # a sample that could not be made
-        raise UserError(
-            f"{plain(str(error))}\n{_kept(out)} Mend that and go on with --resume, or begin with on_bad=drop, which leaves such "
-            "samples out."
-        ) from None
-    except RunError as error:
-        if isinstance(error, BadStep):
-            trainer.keep_good_state()
-        if isinstance(error, Diverged) and trainer.args.should_save:
-            for folder in [c for c in out.glob("checkpoint-*") if number_of(c) > trainer.divergence.good]:
-                console.note(f"{folder} was written after all was well; it is now {set_aside(folder, 'diverged')}.")
-        trainer.accelerator.wait_for_everyone()
-        raise RunError(f"{error}\n{_kept(out)}") from None
-
-
-def _kept(out: Path) -> str:
-    found, _ = newest_good(out)
-    return f"The last good checkpoint is {found}." if found else f"No checkpoint was saved in {out}."
 
 
 def _watch(recipe: Recipe, processing: Any, chosen: Any, held: Any) -> Any:
@@ -244,7 +195,7 @@ def _finish(trainer: Any, out: Path, manifest: Manifest, history: Any, meter: ca
             card.run_card(final, trainer.state.log_history, out)
         except (OSError, SafetensorError, RuntimeError) as error:
             raise RunError(
-                f"{out / FINAL} could not be written: {str(error).splitlines()[0]}. {_kept(out)} Make room, then end the run "
+                f"{out / FINAL} could not be written: {str(error).splitlines()[0]}. {kept(out)} Make room, then end the run "
                 "with --resume."
             ) from None
         card.push(recipe, out / FINAL)
@@ -265,13 +216,6 @@ def _restore_best(trainer: Any, checkpoint: Path, best: int) -> int | None:
     trainer.restore_weights(checkpoint)
     console.note(f"The held-out loss was lowest at step {best}; the artifact has the weights of then.")
     return best
-
-
-def _how_to_go_on(out: Path) -> str:
-    found, _ = newest_good(out)
-    if found is None:
-        return f"Interrupted before the first checkpoint; nothing was saved in {out}."
-    return f"Interrupted. The last checkpoint is {found}. Go on with the same command and --resume."
 
 
 def _show(parts: list, speeds: dict[str, tuple[str, str]]) -> None:

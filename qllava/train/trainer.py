@@ -23,7 +23,6 @@ from .. import console
 from ..artifact.adapter import fill, save_adapter
 from ..artifact.manifest import Manifest, writing
 from ..data.dataset import FILLER
-from ..data.pairing import image_keys
 from ..data.processing import Processing
 from ..data.tokens import IGNORE
 from ..errors import RunError
@@ -33,11 +32,12 @@ from ..model.fused import fuse
 from ..model.projector import llava_of
 from ..model.whole import read_whole, save_whole
 from ..recipe.schema import Recipe
+from .batches import sampler_for
 from .checkpoint import SAVING, rotate
 from .guards import ADVICE, Diverged, Divergence, check_gradients, check_step, starved
 from .measure import Counts, best_step, evaluations_since_best, peak_memory
 from .optimizer import groups
-from .sampler import ImageSampler, OriginalSampler, SeededSampler
+from .sampler import SeededSampler
 from .watch import Watch
 
 
@@ -94,14 +94,7 @@ class LlavaTrainer(SFTTrainer):
         fillers = sum(
             place == FILLER for place in rows["where"][-self.args.world_size * recipe.per_device_train_batch_size :]
         )
-        real = len(rows) - fillers
-        if recipe.pairing == "shared":
-            return ImageSampler(image_keys(rows.select(range(real))), recipe.global_batch_size, recipe.seed, fillers)
-        lengths = rows["words"][:real] if recipe.group_by_modality_length else [1] * real
-        if recipe.order == "original":
-            together = self.args.world_size * self.args.gradient_accumulation_steps
-            return OriginalSampler(lengths, recipe.per_device_train_batch_size, together, recipe.seed, fillers)
-        return SeededSampler(lengths, recipe.global_batch_size, recipe.seed, recipe.group_by_modality_length, fillers)
+        return sampler_for(recipe, rows, fillers)
 
     def compute_loss(
         self,
