@@ -59,7 +59,10 @@ def markdown(result: Mapping[str, Any], name: str) -> str:
         "",
     ]
     if reference:
-        lines += [f"× is to `{reference}`. Medians of {how['steps']} steps a round, after {how['warmup']} for warm-up.", ""]
+        lines += [
+            f"× is to `{reference}`. Medians of {how['steps']} steps a round, after {how['warmup']} for warm-up.",
+            "",
+        ]
     if not result["checks"]["same_supervised_tokens"]:
         lines += [f"Supervised tokens differ: {result['checks']['supervised_tokens']}.", ""]
     lines += [f"Not raced: {', '.join(f'{n} ({why})' for n, why in result['not_raced'].items())}.", ""]
@@ -68,9 +71,8 @@ def markdown(result: Mapping[str, Any], name: str) -> str:
 
 def _cells(row: Mapping[str, Any], reference: str | None) -> list[str]:
     if "seconds" not in row:
-        return [f"`{row['name']}`", row["status"] if row["status"] == "OOM" else f"{row['status']}: {row['error']}"] + [""] * (
-            len(HEAD) - 2
-        )
+        why = "OOM" if row["status"] == "OOM" else f"{row['status']}: {row['error']}"
+        return [f"`{row['name']}`", why, *[""] * (len(HEAD) - 2)]
     seconds, memory, ratio = row["seconds"], row["memory"], row.get("versus", {}).get(reference, {})
     return [
         f"`{row['name']}`",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shlex
 import sys
@@ -15,7 +16,7 @@ from typing import Any
 
 from ..machine import commit, machine, versions
 from . import contenders, figures, race
-from .job import CLIP, LEARNING_RATE, LORA, Job
+from .job import CLIP, LEARNING_RATE, LORA, SEED, Job
 from .sets import SETS, make_set, single_tokens
 from .shapes import SHAPES, make_base
 
@@ -25,7 +26,9 @@ BATCH = {"one": 4, "four": 4, "eight": 8, "mixed-half": 4, "mix665k": 16}
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shape", choices=SHAPES, default="mid", help="of the model (random weights)")
     parser.add_argument("--data", choices=SETS, default="one", help="what the samples are like")
-    parser.add_argument("--contenders", nargs="+", default=list(contenders.DEFAULT), metavar="NAME", help=contenders.__doc__)
+    parser.add_argument(
+        "--contenders", nargs="+", default=list(contenders.DEFAULT), metavar="NAME", help=contenders.__doc__
+    )
     parser.add_argument(
         "--variant", nargs="+", action="append", default=[], metavar="WORD",
         help="a piece for qllava:PIECES: its name, then overrides of the recipe",
@@ -67,13 +70,14 @@ def measure(args: argparse.Namespace, command: Sequence[str]) -> dict[str, Any]:
         note(f"model {args.shape}")
         base = make_base(args.shape, args.work, args.device)
         data = make_set(args.data, folder / "set", words_for(base), batch, args.steps + args.warmup)
+        order = order_of(data, batch)
         rate = race.measured_rate(args.device, args.dtype, args.threads, folder / "rate", args.timeout)
         note(f"matrix product: {(rate or 0) / 1e9:,.0f} GFLOP/s")
         jobs = [
             Job(
                 c.name, c.kind, base=str(base), data=str(data), device=args.device, dtype=args.dtype, tune=args.tune,
                 batch=batch, micro_batch=micro, steps=args.steps + args.warmup, threads=args.threads,
-                vram_cap=args.vram_cap, overrides=c.overrides,
+                vram_cap=args.vram_cap, overrides=c.overrides, order=order,
             )
             for c in chosen
         ]  # fmt: skip
@@ -104,6 +108,13 @@ def words_for(base: Path) -> list[str]:
     from qllava.model.build import load_processing
 
     return single_tokens(load_processing(str(base), "vicuna_v1", "pad").encoder)
+
+
+def order_of(data: Path, batch: int) -> tuple[int, ...]:
+    """The order in which qllava takes the samples in its first epoch, as it pairs and groups nothing."""
+    from qllava.train.sampler import SeededSampler
+
+    return tuple(SeededSampler([1] * len(json.loads(data.read_text())), batch, SEED))
 
 
 def note(text: str) -> None:

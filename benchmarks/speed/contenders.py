@@ -20,7 +20,12 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "features": ("image_cache=features",),
 }
 PEERS = ("trl", "trl_no_gc", "hf")
-OTHERS = {"unsloth": "unsloth", "LLaMA-Factory": "llamafactory", "ms-swift": "swift", "axolotl": "axolotl"}  # their modules
+OTHERS = {
+    "unsloth": "unsloth",
+    "LLaMA-Factory": "llamafactory",
+    "ms-swift": "swift",
+    "axolotl": "axolotl",
+}  # their modules
 DEFAULT = (*PEERS, "qllava", "qllava:packed")
 
 

@@ -27,6 +27,7 @@ class Job:
     threads: int = 1
     vram_cap: float = 0  # GiB; 0 is all
     overrides: tuple[str, ...] = ()  # of the recipe, for qllava
+    order: tuple[int, ...] = ()  # of the samples, for the others: the one in which qllava takes them
 
     def write(self, path: Path) -> Path:
         path.write_text(json.dumps(dataclasses.asdict(self)))
@@ -35,7 +36,7 @@ class Job:
     @classmethod
     def read(cls, path: Path) -> Job:
         values = json.loads(path.read_text())
-        return cls(**values | {"overrides": tuple(values["overrides"])})
+        return cls(**values | {name: tuple(values[name]) for name in ("overrides", "order")})
 
     def recipe(self) -> Any:
         """The recipe of a qllava contender.

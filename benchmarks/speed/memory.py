@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import threading
@@ -79,7 +80,5 @@ def _reset_peak() -> bool:
 
 def _trim() -> None:
     """Gives free pages of the heap back to the system, so that they do not count as the model's."""
-    try:
+    with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)
-    except (OSError, AttributeError):
-        pass

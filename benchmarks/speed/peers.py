@@ -14,7 +14,11 @@ from .job import CLIP, LEARNING_RATE, LORA, SEED, Job
 from .sets import as_messages
 
 LINEARS = r"model\.language_model\.layers\.\d+\.(self_attn\.(q|k|v|o)_proj|mlp\.(gate|up|down)_proj)"
-UNQUANTIZED = ["model.vision_tower", "model.multi_modal_projector", "lm_head"]  # whole paths: shorter names match nothing
+UNQUANTIZED = [
+    "model.vision_tower",
+    "model.multi_modal_projector",
+    "lm_head",
+]  # whole paths: shorter names match nothing
 # LLaVA-1.5's conversation with its beginning and end tokens, which the published template lacks. The space after <image> is
 # what the original's tokenizer puts there.
 TEMPLATE = (
@@ -83,7 +87,9 @@ class Collator:
 
         talks = []
         for row in rows:
-            parts = [{"type": "image"} for _ in row["images"]] + [{"type": "text", "text": row["messages"][0]["content"]}]
+            parts = [{"type": "image"} for _ in row["images"]] + [
+                {"type": "text", "text": row["messages"][0]["content"]}
+            ]
             talks.append([{"role": "user", "content": parts}, *row["messages"][1:]])
         batch = self.tokenizer.apply_chat_template(
             talks, chat_template=self.template, tokenize=True, return_dict=True, return_tensors="pt", padding=True,
@@ -98,14 +104,13 @@ class Collator:
 
 
 def dataset(job: Job) -> Any:
-    """The samples as TRL reads them, images decoded when a row is asked for, in the order in which qllava's rows are taken."""
+    """The samples as TRL reads them, images decoded when a row is asked for. Nothing of qllava is
+    imported: it sets what oneDNN keeps, which is no peer's."""
     from datasets import Dataset, Features, Image, List, Value
-
-    from qllava.train.sampler import SeededSampler
 
     path = Path(job.data)
     rows = json.loads(path.read_text())
-    rows = [rows[i] for i in SeededSampler([1] * len(rows), job.batch, SEED)]
+    rows = [rows[i] for i in job.order] if job.order else rows
     columns = {
         "images": [[str(path.parent / "images" / row["image"])] if "image" in row else [] for row in rows],
         "messages": [as_messages(row) for row in rows],

@@ -62,7 +62,13 @@ def single_tokens(encoder) -> list[str]:
     words = []
     for token, number in sorted(encoder.tokenizer.get_vocab().items(), key=lambda pair: pair[1]):
         word = token.removeprefix("▁")
-        if word != token and len(word) > 2 and word.isascii() and word.isalpha() and encoder.encode(f" {word}") == [number]:
+        if (
+            word != token
+            and len(word) > 2
+            and word.isascii()
+            and word.isalpha()
+            and encoder.encode(f" {word}") == [number]
+        ):
             words.append(word)
     return words
 
@@ -90,7 +96,9 @@ def make_set(name: str, folder: Path, words: Sequence[str], batch: int, steps: i
 def _fixed(rng: random.Random, words: Sequence[str], name: str, batch: int) -> list[dict]:
     group = IMAGES_OF[name]
     if batch % group or (name == "mixed-half" and batch % 2):
-        raise ValueError(f"--data {name} has groups of {group if group > 1 else 2} samples, which {batch} is no multiple of.")
+        raise ValueError(
+            f"--data {name} has groups of {group if group > 1 else 2} samples, which {batch} is no multiple of."
+        )
     rows = []
     for i in range(batch):
         with_image = name != "mixed-half" or i % 2 == 0
@@ -153,5 +161,6 @@ def as_messages(row: dict) -> list[dict]:
     """A row's turns as TRL's `messages`: plain text, the image's placeholder left out (TRL puts it first itself)."""
     roles = {"human": "user", "gpt": "assistant"}
     return [
-        {"role": roles[turn["from"]], "content": turn["value"].removeprefix("<image>\n")} for turn in row["conversations"]
+        {"role": roles[turn["from"]], "content": turn["value"].removeprefix("<image>\n")}
+        for turn in row["conversations"]
     ]

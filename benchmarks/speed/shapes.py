@@ -7,7 +7,6 @@ tokenizer is the embedded base's (2,048 pieces); a shape's vocabulary may be lar
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -65,8 +64,7 @@ def make_base(name: str, folder: Path, device: str = "cpu") -> Path:
     _settings(parts, partial)
     shutil.rmtree(partial / "parts")
     _weights(partial, device)
-    os.replace(partial, out)
-    return out
+    return partial.rename(out)
 
 
 def _parts(shape: Shape, folder: Path) -> dict[str, str]:
@@ -103,7 +101,9 @@ def _settings(parts: dict[str, str], out: Path) -> None:
     config = assembled_config(base)
     processing = load_processing(base, "vicuna_v1", "pad")
     save_settings(config, plain_generation(config), processing, out, torch.bfloat16)
-    (out / "preprocessor_config.json").write_text((Path(parts["vision_tower"]) / "preprocessor_config.json").read_text())
+    (out / "preprocessor_config.json").write_text(
+        (Path(parts["vision_tower"]) / "preprocessor_config.json").read_text()
+    )
 
 
 def _weights(out: Path, device: str) -> None:

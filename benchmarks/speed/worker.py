@@ -80,8 +80,8 @@ def main() -> None:
         import traceback
 
         traceback.print_exc()
-        text = (str(error) or type(error).__name__).splitlines()[0][:300]
-        line.say({"event": "failed", "oom": out_of_memory(error), "error": f"{type(error).__name__}: {text}"})
+        text = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        line.say({"event": "failed", "oom": out_of_memory(error), "error": text})
         os._exit(1)
 
 
