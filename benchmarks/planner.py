@@ -1,0 +1,86 @@
+"""`python -m benchmarks planner`: how much memory runs take, beside what `qllava.api.plan` foretells.
+
+Each configuration of qllava (overrides of a recipe) runs three steps in a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .machine import commit, machine
+from .speed import race
+from .speed.command import BATCH, note, words_for
+from .speed.job import Job
+from .speed.sets import IMAGES_OF, make_set
+from .speed.shapes import SHAPES, make_base
+
+STEPS = 3
+CONFIGURATIONS = ("", "gradient_checkpointing=true", "packing=true fused_layers=true")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--shape", choices=SHAPES, default="mid")
+    parser.add_argument("--data", choices=IMAGES_OF, default="one")
+    parser.add_argument("--batches", type=int, nargs="+", help="samples at once (default: by --data)")
+    parser.add_argument(
+        "--config", action="append", metavar="OVERRIDES", help="of the recipe, with spaces between; can be given again"
+    )
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
+    parser.add_argument("--tune", choices=("lora", "qlora"), default="lora")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--vram-cap", type=float, default=0, metavar="GIB")
+    parser.add_argument("--timeout", type=float, default=1800)
+    parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "qllava-speed")
+
+
+def measure(args: argparse.Namespace, command: Sequence[str]) -> dict[str, Any]:
+    """Runs each configuration with each batch; returns their peaks in bytes, measured and foretold.
+
+    Raises:
+        ValueError: a batch does not fit the data.
+    """
+    args.work.mkdir(parents=True, exist_ok=True)
+    rows = []
+    with tempfile.TemporaryDirectory(prefix="qllava-planner-") as temporary:
+        folder = Path(temporary)
+        base = make_base(args.shape, args.work, args.device)
+        words = words_for(base)
+        for batch in args.batches or [BATCH[args.data]]:
+            data = make_set(args.data, folder / f"set-{batch}", words, batch, STEPS)
+            for text in args.config or CONFIGURATIONS:
+                name = f"batch {batch}, {text or 'as it is'}"
+                job = Job(
+                    name, "qllava", base=str(base), data=str(data), out=str(folder / "plan"), device=args.device,
+                    dtype=args.dtype, tune=args.tune, batch=batch, micro_batch=batch, steps=STEPS, threads=args.threads,
+                    vram_cap=args.vram_cap, overrides=tuple(text.split()),
+                )  # fmt: skip
+                (seen,) = race.by_rounds([job], folder / f"run-{len(rows)}", 0, args.timeout, note, rounds=1)
+                rows.append(_row(seen, batch, text, predicted(job)))
+    return {
+        "benchmark": "planner", "command": " ".join(["python -m benchmarks", *command]), "commit": commit(race.ROOT),
+        "machine": machine(args.device), "shape": args.shape, "data": args.data, "dtype": args.dtype, "tune": args.tune,
+        "configurations": rows,
+    }  # fmt: skip
+
+
+def predicted(job: Job) -> Any:
+    """What the planner says the run's peak will be, in bytes; None where qllava has no planner."""
+    from qllava import api
+
+    plan = getattr(api, "plan", None)
+    return None if plan is None else plan(job.recipe())
+
+
+def _row(seen: race.Seen, batch: int, text: str, foretold: Any) -> dict[str, Any]:
+    peak = max((s["peak"] for s in seen.steps), default=None) if seen.status == "ok" else None
+    begin = seen.ready.get("memory")
+    return {
+        "batch": batch, "overrides": text, "status": seen.status, "error": seen.error, "begin": begin, "peak": peak,
+        "delta": peak - begin if peak is not None else None, "predicted": foretold,
+        "off_by": peak / foretold - 1 if peak and isinstance(foretold, int | float) and foretold else None,
+    }  # fmt: skip
