@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 VARIANTS: dict[str, tuple[str, ...]] = {
-    "padded": (),
+    "padded": ("packing=false", "fused_layers=false"),
     "packed": ("packing=true", "fused_layers=true"),
     "shared": ("pairing=shared", "packing=true", "fused_layers=true"),
     "fused": ("fused_layers=true",),

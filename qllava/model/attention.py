@@ -25,7 +25,7 @@ from ..errors import UserError
 
 NAME = "qllava"  # under which transformers finds it
 KINDS = ("auto", "segments", "flex")
-Call = tuple[int, int, int, int, Any]  # queries from, to; keys from, to; mask, None for causal
+Call = tuple[int, int, int, int, bool]  # queries from, to; keys from, to; whether causal
 
 
 def install_attention(language_model: torch.nn.Module) -> None:
@@ -95,44 +95,47 @@ def _numbers(layout: Layout, length: int) -> tuple[torch.Tensor, torch.Tensor]:
     return group, branch
 
 
-def _calls(layout: Layout, like: torch.Tensor) -> Iterator[Call]:
-    """The layout as calls of a kernel: of each group what is shared, causal, then its branches together under a mask."""
-    for bounds in layout.groups:
-        start, trunk, end = bounds[0], bounds[1], bounds[-1]
+def _calls(layout: Layout) -> Iterator[Call]:
+    """The layout as calls of a kernel: of each group what is shared; then its branches, all on what is shared, and each on
+    itself."""
+    for start, trunk, *ends in layout.groups:
         if trunk > start:
-            yield start, trunk, start, trunk, None
-        if end > trunk:
-            yield trunk, end, start, end, _tree_mask(tuple(b - start for b in bounds), like.dtype, like.device)
-
-
-@functools.lru_cache(maxsize=32)
-def _tree_mask(bounds: Group, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """[branches' positions, group's positions]: 0 where a branch's position sees, else minus infinity."""
-    trunk, end = bounds[1], bounds[-1]
-    mask = torch.full((end - trunk, end), -torch.inf, dtype=dtype, device=device)
-    mask[:, :trunk] = 0
-    for start, stop in itertools.pairwise(bounds[1:]):
-        mask[start - trunk : stop - trunk, start:stop].triu_(1)
-    return mask
+            yield start, trunk, start, trunk, True
+        if ends and trunk > start:
+            yield trunk, ends[-1], start, trunk, False
+        for begin, end in itertools.pairwise([trunk, *ends]):
+            yield begin, end, begin, end, True
 
 
 def _plain(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: Layout, scale: float) -> torch.Tensor:
-    """Call by call, on any device."""
+    """Group by group, under a mask where there are branches; on any device."""
     parts, at = [], 0
-    for a, b, c, d, mask in _calls(layout, query):
-        at = b
-        parts.append(
-            scaled_dot_product_attention(
-                query[:, :, a:b], key[:, :, c:d], value[:, :, c:d], attn_mask=mask, is_causal=mask is None, scale=scale
-            )
-        )
+    for bounds in layout.groups:
+        start, at = bounds[0], bounds[-1]
+        mask = None if len(bounds) == 2 else _tree_mask(tuple(b - start for b in bounds), query.device)
+        mine = (t[:, :, start:at] for t in (query, key, value))
+        parts.append(scaled_dot_product_attention(*mine, attn_mask=mask, is_causal=mask is None, scale=scale))
     parts.append(torch.zeros_like(query[:, :, at:]))
     return torch.cat(parts, 2)
 
 
+@functools.lru_cache(maxsize=32)
+def _tree_mask(bounds: Group, device: torch.device) -> torch.Tensor:
+    """[positions, positions] of a group: whether one sees the other."""
+    mask = torch.ones(bounds[-1], bounds[-1], dtype=torch.bool, device=device).tril_()
+    for start, stop in itertools.pairwise(bounds[1:]):
+        mask[stop:, start:stop] = False
+    return mask
+
+
 class _Flash(torch.autograd.Function):
     """Call by call, by the CPU's flash kernel, into one output: PyTorch's own graph would hold a copy for every call, and a
-    gradient of the whole row for every slice."""
+    gradient of the whole row for every slice.
+
+    A branch attends to what is shared and to itself in two calls, whose results are averaged by the sums of their
+    exponentials, which is what one call would have given. The backward kernel, given the joint result and sum, makes each
+    call's share of the gradient.
+    """
 
     @staticmethod
     def forward(
@@ -140,26 +143,39 @@ class _Flash(torch.autograd.Function):
     ) -> torch.Tensor:
         batch, heads, length, width = query.shape
         out = query.new_zeros(batch, length, heads, width).transpose(1, 2)
-        sums = []
-        for a, b, c, d, mask in _calls(layout, query):
+        wide = torch.promote_types(query.dtype, torch.float32)
+        sums = torch.full((batch, heads, length), -torch.inf, dtype=wide)
+        for a, b, c, d, causal in _calls(layout):
             part, logsumexp = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-                query[:, :, a:b], key[:, :, c:d], value[:, :, c:d], 0.0, mask is None, attn_mask=mask, scale=scale
+                query[:, :, a:b], key[:, :, c:d], value[:, :, c:d], 0.0, causal, scale=scale
             )
-            out[:, :, a:b] = part
-            sums.append(logsumexp)
-        ctx.save_for_backward(query, key, value, out, *sums)
+            before, both = sums[:, :, a:b], torch.logaddexp(sums[:, :, a:b], logsumexp)
+            if a == c:  # nothing of these positions is there yet, or what is shared
+                out[:, :, a:b] = _average(out[:, :, a:b], part, before, logsumexp, both)
+            else:
+                out[:, :, a:b] = part
+            sums[:, :, a:b] = both
+        ctx.save_for_backward(query, key, value, out, sums)
         ctx.layout, ctx.scale = layout, scale
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> Any:
-        query, key, value, out, *sums = ctx.saved_tensors
+        query, key, value, out, sums = ctx.saved_tensors
         grads = [torch.zeros_like(t) for t in (query, key, value)]
-        for (a, b, c, d, mask), logsumexp in zip(_calls(ctx.layout, query), sums, strict=True):
+        for a, b, c, d, causal in _calls(ctx.layout):
             parts = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-                grad[:, :, a:b], query[:, :, a:b], key[:, :, c:d], value[:, :, c:d], out[:, :, a:b], logsumexp, 0.0,
-                mask is None, attn_mask=mask, scale=ctx.scale,
+                grad[:, :, a:b], query[:, :, a:b], key[:, :, c:d], value[:, :, c:d], out[:, :, a:b],
+                sums[:, :, a:b].contiguous(), 0.0, causal, scale=ctx.scale,
             )  # fmt: skip
             for whole, part, (start, end) in zip(grads, parts, ((a, b), (c, d), (c, d)), strict=True):
                 whole[:, :, start:end] += part
         return *grads, None, None
+
+
+def _average(
+    first: torch.Tensor, second: torch.Tensor, before: torch.Tensor, after: torch.Tensor, both: torch.Tensor
+) -> torch.Tensor:
+    """Two attentions of the same queries as one; `first` may be none, where `before` is minus infinity."""
+    shares = [torch.exp(sums - both)[..., None] for sums in (before, after)]
+    return (first * shares[0] + second * shares[1]).to(first.dtype)

@@ -40,6 +40,7 @@ def fuse(language_model: nn.Module) -> int:
     layers = [layer for layer in language_model.layers if can_fuse(layer)]
     for layer in layers:
         layer.forward = types.MethodType(_forward, layer)
+    language_model.takes_only = bool(layers) and layers[-1] is language_model.layers[-1]  # see `_forward`
     norm = language_model.norm
     if type(norm) is LlamaRMSNorm and not norm.weight.requires_grad:
         norm.forward = lambda x: _Norm.apply(x, norm.weight, norm.variance_epsilon)
@@ -145,8 +146,9 @@ def _of(module: nn.Module) -> tuple[Projection, list[torch.Tensor]]:
 
 def _forward(
     self: LlamaDecoderLayer, hidden_states: torch.Tensor, attention_mask: Any = None, past_key_values: Any = None,
-    position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None, **kwargs: Any,
+    position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None, only: torch.Tensor | None = None, **kwargs: Any,
 ) -> torch.Tensor:  # fmt: skip
+    """As the layer's own. `only`: the positions that the last layer is asked for, as nothing reads the others."""
     if past_key_values is not None:  # an answer under way: one position at a time
         return type(self).forward(
             self, hidden_states, attention_mask=attention_mask, past_key_values=past_key_values,
@@ -164,7 +166,10 @@ def _forward(
         attention, query, key, value, attention_mask, dropout=attention.attention_dropout if self.training else 0.0,
         scaling=attention.scaling, **kwargs,
     )  # fmt: skip
-    middle = _call(_LinearAdd, out.reshape(flat.shape[0], -1), flat, (attention.o_proj,))
+    out = out.reshape(flat.shape[0], -1)
+    if only is not None and attention.layer_idx == attention.config.num_hidden_layers - 1:
+        out, flat, hidden_states = out[only], flat[only], hidden_states[:, only]
+    middle = _call(_LinearAdd, out, flat, (attention.o_proj,))
     norm = (self.post_attention_layernorm.weight, self.post_attention_layernorm.variance_epsilon)
     return _call(_Mlp, middle, norm, (mlp.gate_proj, mlp.up_proj, mlp.down_proj)).view_as(hidden_states)
 
