@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qllava.train.sampler import OriginalSampler, SeededSampler
+from qllava.train.sampler import ImageSampler, OriginalSampler, SeededSampler
 
 lengths = st.lists(st.integers(-50, 50).filter(bool), min_size=1, max_size=80)
 
@@ -39,3 +39,15 @@ def test_the_originals_order_takes_every_sample_once(lengths, batch, world, epoc
     sampler.set_epoch(epoch)
     twin.set_epoch(epoch)
     assert sorted(sampler) == list(range(len(lengths))) and list(sampler) == list(twin)
+
+
+@given(st.lists(st.sampled_from([None, "a", "b", "c"]), min_size=1, max_size=40), st.integers(1, 9), st.integers(0, 3))
+def test_samples_of_one_image_stand_together(keys, size, epoch):
+    sampler, twin = (ImageSampler(keys, size, seed=1) for _ in range(2))
+    sampler.set_epoch(epoch)
+    twin.set_epoch(epoch)
+    order = list(sampler)
+    assert sorted(order) == list(range(len(keys))) and order == list(twin)
+    for key in {k for k in keys if k}:
+        places = [i for i, n in enumerate(order) if keys[n] == key]
+        assert places == list(range(places[0], places[-1] + 1))
