@@ -18,7 +18,7 @@ from ..machine import commit, machine, versions
 from . import contenders, figures, race
 from .job import CLIP, LEARNING_RATE, LORA, SEED, Job
 from .sets import SETS, make_set, single_tokens
-from .shapes import SHAPES, make_base
+from .shapes import SHAPES, base_folder
 
 BATCH = {"one": 4, "four": 4, "eight": 8, "mixed-half": 4, "mix665k": 16}
 
@@ -68,11 +68,12 @@ def measure(args: argparse.Namespace, command: Sequence[str]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="qllava-speed-") as temporary:
         folder = Path(temporary)
         note(f"model {args.shape}")
-        base = make_base(args.shape, args.work, args.device)
+        base = base_of(args, folder)
         data = make_set(args.data, folder / "set", words_for(base), batch, args.steps + args.warmup)
         order = order_of(data, batch)
-        rate = race.measured_rate(args.device, args.dtype, args.threads, folder / "rate", args.timeout)
-        note(f"matrix product: {(rate or 0) / 1e9:,.0f} GFLOP/s")
+        about = Job("rate", "rate", device=args.device, dtype=args.dtype, threads=args.threads)
+        rate = race.ask(about, folder / "rate", args.timeout)["flops"]
+        note(f"matrix product: {rate / 1e9:,.0f} GFLOP/s")
         jobs = [
             Job(
                 c.name, c.kind, base=str(base), data=str(data), device=args.device, dtype=args.dtype, tune=args.tune,
@@ -101,6 +102,15 @@ def measure(args: argparse.Namespace, command: Sequence[str]) -> dict[str, Any]:
         "versions": versions(), "settings": settings, "matmul_flops": rate, "contenders": rows,
         "checks": figures.checks(rows), "not_raced": contenders.not_raced(),
     }  # fmt: skip
+
+
+def base_of(args: argparse.Namespace, folder: Path) -> Path:
+    """The folder of the model with random weights; made now if `--work` does not hold it."""
+    there = base_folder(args.shape, args.work, args.device)
+    if there.is_dir():
+        return there
+    job = Job(args.shape, "base", base=str(args.work), device=args.device, threads=args.threads)
+    return Path(race.ask(job, folder / "base", args.timeout)["path"])
 
 
 def words_for(base: Path) -> list[str]:

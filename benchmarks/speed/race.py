@@ -54,6 +54,7 @@ class Worker:
         threads = str(job.threads)
         environment = {
             **os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "HF_HUB_OFFLINE": "1",
+            "CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "0") if job.device == "cuda" else "",
             "TRANSFORMERS_VERBOSITY": "error", "HF_DATASETS_CACHE": str(folder / "cache"), "PYTHONPATH": str(ROOT),
         }  # fmt: skip
         with self.log.open("w") as errors:
@@ -135,12 +136,19 @@ def by_rounds(jobs: Sequence[Job], folder: Path, warmup: int, timeout: float, no
     return seen
 
 
-def measured_rate(device: str, dtype: str, threads: int, folder: Path, timeout: float) -> float | None:
-    """Floating-point operations per second of a large matrix product; None where it could not be measured."""
-    worker = Worker(Job("rate", "rate", device=device, dtype=dtype, threads=threads), folder, timeout)
+def ask(job: Job, folder: Path, timeout: float) -> dict[str, Any]:
+    """What a process of its own says to a job of one answer (`rate`, `base`), so that nothing of it, such as memory on a GPU,
+    stays behind.
+
+    Raises:
+        RuntimeError: it failed.
+    """
+    worker = Worker(job, folder, timeout)
     report = worker.report()
     worker.end()
-    return report.get("flops")
+    if report["event"] == "failed":
+        raise RuntimeError(f"{job.name}: {report['error']}")
+    return report
 
 
 def _ready(worker: Worker, row: Seen, note: Note) -> None:
@@ -160,7 +168,7 @@ def _step(worker: Worker, row: Seen, step: int, warmup: int, note: Note) -> None
         row.fail(report)
         note(f"{row.name}: {row.status} in step {step + 1} ({row.error})")
         return
-    report["warmup"] = step < warmup
+    report |= {"warmup": step < warmup, "begin": row.ready["memory"]}
     row.steps.append(report)
     note(
         f"{row.name}: step {step + 1}{' (warm-up)' if step < warmup else ''}, {report['seconds']:.2f} s, "
