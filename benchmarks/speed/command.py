@@ -64,6 +64,9 @@ def measure(args: argparse.Namespace, command: Sequence[str]) -> dict[str, Any]:
     variants = {words[0]: tuple(words[1:]) for words in args.variant}
     chosen = [contenders.find(name, variants) for name in args.contenders]
     alternate = args.alternate or ("rounds" if args.device == "cuda" else "steps")
+    busy = os.getloadavg()[0]
+    if busy > 0.5:
+        note(f"Other work runs here (load {busy:.1f}); times will not be what they are on an idle machine.")
     args.work.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="qllava-speed-") as temporary:
         folder = Path(temporary)
@@ -99,6 +102,7 @@ def measure(args: argparse.Namespace, command: Sequence[str]) -> dict[str, Any]:
     return {
         "benchmark": "speed", "command": shlex.join(["python", "-m", "benchmarks", *command]),
         "date": time.strftime("%Y-%m-%d"), "commit": commit(race.ROOT), "machine": machine(args.device),
+        "load_before": round(busy, 2),
         "versions": versions(), "settings": settings, "matmul_flops": rate, "contenders": rows,
         "checks": figures.checks(rows), "not_raced": contenders.not_raced(),
     }  # fmt: skip
