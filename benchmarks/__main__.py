@@ -1,4 +1,4 @@
-"""`python -m benchmarks VERB`: results on stdout as JSON, progress on stderr. Exit code 2: the command is wrong."""
+"""`python -m benchmarks VERB`: results on stdout as JSON, progress on stderr. Exit codes: 1 no result, 2 the command is wrong."""
 
 from __future__ import annotations
 
@@ -30,6 +30,9 @@ def main(words: list[str] | None = None) -> int:
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
+    except RuntimeError as error:
+        print(error, file=sys.stderr)
+        return 1
     if args.verb == "speed" and args.save:
         table.save(result, args.save)
         print(table.markdown(result, args.save), file=sys.stderr)

@@ -6,6 +6,8 @@ Each configuration of qllava (overrides of a recipe) runs three steps in a proce
 from __future__ import annotations
 
 import argparse
+import os
+import shlex
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,10 +15,10 @@ from typing import Any
 
 from .machine import commit, machine
 from .speed import race
-from .speed.command import BATCH, note, words_for
+from .speed.command import BATCH, base_of, note, words_for
 from .speed.job import Job
 from .speed.sets import IMAGES_OF, make_set
-from .speed.shapes import SHAPES, make_base
+from .speed.shapes import SHAPES
 
 STEPS = 3
 CONFIGURATIONS = ("", "gradient_checkpointing=true", "packing=true fused_layers=true")
@@ -32,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
     parser.add_argument("--tune", choices=("lora", "qlora"), default="lora")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--vram-cap", type=float, default=0, metavar="GIB")
     parser.add_argument("--timeout", type=float, default=1800)
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "qllava-speed")
@@ -48,7 +50,7 @@ def measure(args: argparse.Namespace, command: Sequence[str]) -> dict[str, Any]:
     rows = []
     with tempfile.TemporaryDirectory(prefix="qllava-planner-") as temporary:
         folder = Path(temporary)
-        base = make_base(args.shape, args.work, args.device)
+        base = base_of(args, folder)
         words = words_for(base)
         for batch in args.batches or [BATCH[args.data]]:
             data = make_set(args.data, folder / f"set-{batch}", words, batch, STEPS)
@@ -62,7 +64,7 @@ def measure(args: argparse.Namespace, command: Sequence[str]) -> dict[str, Any]:
                 (seen,) = race.by_rounds([job], folder / f"run-{len(rows)}", 0, args.timeout, note, rounds=1)
                 rows.append(_row(seen, batch, text, predicted(job)))
     return {
-        "benchmark": "planner", "command": " ".join(["python -m benchmarks", *command]), "commit": commit(race.ROOT),
+        "benchmark": "planner", "command": shlex.join(["python", "-m", "benchmarks", *command]), "commit": commit(race.ROOT),
         "machine": machine(args.device), "shape": args.shape, "data": args.data, "dtype": args.dtype, "tune": args.tune,
         "configurations": rows,
     }  # fmt: skip

@@ -18,7 +18,7 @@ from ..machine import commit, machine, versions
 from . import contenders, figures, race
 from .job import CLIP, LEARNING_RATE, LORA, SEED, Job
 from .sets import SETS, make_set, single_tokens
-from .shapes import SHAPES, make_base
+from .shapes import SHAPES, base_folder
 
 BATCH = {"one": 4, "four": 4, "eight": 8, "mixed-half": 4, "mix665k": 16}
 
@@ -64,15 +64,19 @@ def measure(args: argparse.Namespace, command: Sequence[str]) -> dict[str, Any]:
     variants = {words[0]: tuple(words[1:]) for words in args.variant}
     chosen = [contenders.find(name, variants) for name in args.contenders]
     alternate = args.alternate or ("rounds" if args.device == "cuda" else "steps")
+    busy = os.getloadavg()[0]
+    if busy > 0.5:
+        note(f"Other work runs here (load {busy:.1f}); times will not be what they are on an idle machine.")
     args.work.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="qllava-speed-") as temporary:
         folder = Path(temporary)
         note(f"model {args.shape}")
-        base = make_base(args.shape, args.work, args.device)
+        base = base_of(args, folder)
         data = make_set(args.data, folder / "set", words_for(base), batch, args.steps + args.warmup)
         order = order_of(data, batch)
-        rate = race.measured_rate(args.device, args.dtype, args.threads, folder / "rate", args.timeout)
-        note(f"matrix product: {(rate or 0) / 1e9:,.0f} GFLOP/s")
+        about = Job("rate", "rate", device=args.device, dtype=args.dtype, threads=args.threads)
+        rate = race.ask(about, folder / "rate", args.timeout)["flops"]
+        note(f"matrix product: {rate / 1e9:,.0f} GFLOP/s")
         jobs = [
             Job(
                 c.name, c.kind, base=str(base), data=str(data), device=args.device, dtype=args.dtype, tune=args.tune,
@@ -98,9 +102,19 @@ def measure(args: argparse.Namespace, command: Sequence[str]) -> dict[str, Any]:
     return {
         "benchmark": "speed", "command": shlex.join(["python", "-m", "benchmarks", *command]),
         "date": time.strftime("%Y-%m-%d"), "commit": commit(race.ROOT), "machine": machine(args.device),
+        "load_before": round(busy, 2),
         "versions": versions(), "settings": settings, "matmul_flops": rate, "contenders": rows,
         "checks": figures.checks(rows), "not_raced": contenders.not_raced(),
     }  # fmt: skip
+
+
+def base_of(args: argparse.Namespace, folder: Path) -> Path:
+    """The folder of the model with random weights; made now if `--work` does not hold it."""
+    there = base_folder(args.shape, args.work, args.device)
+    if there.is_dir():
+        return there
+    job = Job(args.shape, "base", base=str(args.work), device=args.device, threads=args.threads)
+    return Path(race.ask(job, folder / "base", args.timeout)["path"])
 
 
 def words_for(base: Path) -> list[str]:

@@ -15,6 +15,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "packed": ("packing=true", "fused_layers=true"),
     "shared": ("pairing=shared", "packing=true", "fused_layers=true"),
     "fused": ("fused_layers=true",),
+    "grouped": ("group_by_modality_length=true",),
     "gc": ("gradient_checkpointing=true",),
     "crops": ("image_cache=crops",),
     "features": ("image_cache=features",),

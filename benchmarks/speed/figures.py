@@ -35,8 +35,8 @@ def row(seen: Seen, contender: Contender, shape: Shape, rank: int, batch: int, r
     for name in ("tokens", "supervised"):
         found[f"{name}_per_second"] = statistics.median(s[name] / s["seconds"] for s in counted)
     found["per_step"] = {name: [s[name] for s in counted] for name in PER_SAMPLE}
-    peak = max(s["peak"] for s in seen.steps)
-    begin = seen.ready["memory"]
+    most = max(seen.steps, key=lambda s: s["peak"])
+    peak, begin = most["peak"], most["begin"]
     found["memory"] = {"begin": begin, "peak": peak, "delta": peak - begin, "by": seen.ready["memory_by"]}
     found["data_wait_share"] = sum(s["waited"] for s in counted) / sum(seconds)
     found |= _use(counted, contender, shape, rank, batch, rate)

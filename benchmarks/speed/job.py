@@ -14,8 +14,8 @@ LEARNING_RATE, CLIP, SEED = 2e-4, 1.0, 42
 @dataclasses.dataclass(frozen=True)
 class Job:
     name: str  # as the result calls it
-    kind: str  # `qllava`, `rate`, or a function in `peers`
-    base: str = ""  # folder of a Hugging Face LLaVA
+    kind: str  # `qllava`, or a function in `peers`; `rate` and `base` answer one question, see `race.ask`
+    base: str = ""  # folder of a Hugging Face LLaVA; for `base`, the one that it is to be written in
     data: str = ""  # samples.json, with images/ beside it
     out: str = ""  # folder for what the contender writes
     device: str = "cpu"

@@ -64,8 +64,6 @@ def hf(job: Job, watch: Any) -> None:
     model = LlavaForConditionalGeneration.from_pretrained(job.base, **_loading(job))
     if job.tune == "qlora":
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
-    elif job.device == "cuda":
-        model = model.to("cuda")
     model = get_peft_model(model, _lora())
     model.config.use_cache = False
     arguments = TrainingArguments(**_common(job), bf16=job.dtype == "bfloat16", remove_unused_columns=False)
@@ -141,7 +139,8 @@ def _loading(job: Job) -> dict[str, Any]:
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=values["dtype"], llm_int8_skip_modules=UNQUANTIZED,
         )  # fmt: skip
-        values["device_map"] = {"": job.device}
+    if job.device == "cuda" or job.tune == "qlora":
+        values["device_map"] = {"": job.device}  # TRL's `auto` would spread over what it finds
     return values
 
 

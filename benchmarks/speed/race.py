@@ -13,6 +13,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from typing import Any
 from .job import Job
 
 ROOT = Path(__file__).resolve().parents[2]
+PAUSE = 0.4  # seconds before a go: threads of the one before spin up to 0.2 s after their last work
 Note = Callable[[str], None]
 
 
@@ -54,6 +56,7 @@ class Worker:
         threads = str(job.threads)
         environment = {
             **os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "HF_HUB_OFFLINE": "1",
+            "CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "0") if job.device == "cuda" else "",
             "TRANSFORMERS_VERBOSITY": "error", "HF_DATASETS_CACHE": str(folder / "cache"), "PYTHONPATH": str(ROOT),
         }  # fmt: skip
         with self.log.open("w") as errors:
@@ -135,12 +138,19 @@ def by_rounds(jobs: Sequence[Job], folder: Path, warmup: int, timeout: float, no
     return seen
 
 
-def measured_rate(device: str, dtype: str, threads: int, folder: Path, timeout: float) -> float | None:
-    """Floating-point operations per second of a large matrix product; None where it could not be measured."""
-    worker = Worker(Job("rate", "rate", device=device, dtype=dtype, threads=threads), folder, timeout)
+def ask(job: Job, folder: Path, timeout: float) -> dict[str, Any]:
+    """What a process of its own says to a job of one answer (`rate`, `base`), so that nothing of it, such as memory on a GPU,
+    stays behind.
+
+    Raises:
+        RuntimeError: it failed.
+    """
+    worker = Worker(job, folder, timeout)
     report = worker.report()
     worker.end()
-    return report.get("flops")
+    if report["event"] == "failed":
+        raise RuntimeError(f"{job.name}: {report['error']}")
+    return report
 
 
 def _ready(worker: Worker, row: Seen, note: Note) -> None:
@@ -154,13 +164,14 @@ def _ready(worker: Worker, row: Seen, note: Note) -> None:
 
 
 def _step(worker: Worker, row: Seen, step: int, warmup: int, note: Note) -> None:
+    time.sleep(PAUSE)
     worker.go()
     report = worker.report()
     if report["event"] == "failed":
         row.fail(report)
         note(f"{row.name}: {row.status} in step {step + 1} ({row.error})")
         return
-    report["warmup"] = step < warmup
+    report |= {"warmup": step < warmup, "begin": row.ready["memory"]}
     row.steps.append(report)
     note(
         f"{row.name}: step {step + 1}{' (warm-up)' if step < warmup else ''}, {report['seconds']:.2f} s, "

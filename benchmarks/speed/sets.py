@@ -58,17 +58,14 @@ LONGEST = 1900  # words of one sample: with template and 2 tokens a turn under m
 
 
 def single_tokens(encoder) -> list[str]:
-    """Words of three letters and more that are one token wherever they stand."""
+    """Words of three letters and more that are one token wherever they stand, also right after a line break."""
+    line = encoder.encode("\n")
     words = []
     for token, number in sorted(encoder.tokenizer.get_vocab().items(), key=lambda pair: pair[1]):
         word = token.removeprefix("▁")
-        if (
-            word != token
-            and len(word) > 2
-            and word.isascii()
-            and word.isalpha()
-            and encoder.encode(f" {word}") == [number]
-        ):
+        if word == token or len(word) < 3 or not (word.isascii() and word.isalpha()):
+            continue
+        if encoder.encode(f" {word}") == [number] and len(encoder.encode(f"\n{word}")) == len(line) + 1:
             words.append(word)
     return words
 

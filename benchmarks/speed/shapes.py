@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,16 +50,21 @@ SHAPES = {
 }
 
 
+def base_folder(name: str, folder: Path, device: str = "cpu") -> Path:
+    """Where that shape's LLaVA stands, or will; another folder if its sizes change."""
+    return folder / f"{name}-{device}-{zlib.crc32(repr(SHAPES[name]).encode()):08x}"
+
+
 def make_base(name: str, folder: Path, device: str = "cpu") -> Path:
     """The folder of that shape's LLaVA, written if it is not there.
 
     Args:
         device: where the random numbers are drawn; a GPU makes 7B in seconds. The draw depends on it.
     """
-    out = folder / f"{name}-{device}"
+    out = base_folder(name, folder, device)
     if out.is_dir():
         return out
-    shape, partial = SHAPES[name], folder / f"{name}-{device}.partial"
+    shape, partial = SHAPES[name], out.with_suffix(".partial")
     shutil.rmtree(partial, ignore_errors=True)
     parts = _parts(shape, partial / "parts")
     _settings(parts, partial)

@@ -60,6 +60,11 @@ def run(job: Job, line: Line) -> None:
 
         line.say({"event": "rate", "flops": matmul_rate(job.device, job.dtype)})
         return
+    if job.kind == "base":
+        from .shapes import make_base
+
+        line.say({"event": "base", "path": str(make_base(job.name, Path(job.base), job.device))})
+        return
     watch = Stopwatch(line.say, line.wait, job.steps, job.device)
     if job.kind == "qllava":
         from qllava.train.run import train

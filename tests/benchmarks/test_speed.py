@@ -10,7 +10,7 @@ import pytest
 from benchmarks import machine, table
 from benchmarks.speed import command, contenders, figures, flops, race, sets
 from benchmarks.speed.job import Job
-from benchmarks.speed.shapes import SHAPES, Shape
+from benchmarks.speed.shapes import SHAPES, Shape, make_base
 from benchmarks.speed.worker import out_of_memory
 
 SMALL = Shape(hidden=4, layers=2, heads=2, mlp=8, vocabulary=10, tower_hidden=3, tower_layers=2, tower_heads=1, edge=28)
@@ -18,8 +18,10 @@ SMALL = Shape(hidden=4, layers=2, heads=2, mlp=8, vocabulary=10, tower_hidden=3,
 
 @pytest.fixture(scope="module")
 def result(tmp_path_factory) -> dict:
+    work = tmp_path_factory.mktemp("work")
+    make_base("tiny", work)
     words = ["--shape", "tiny", "--dtype", "float32", "--steps", "2", "--contenders", "trl_no_gc", "qllava"]
-    words += ["--threads", "1", "--work", str(tmp_path_factory.mktemp("work"))]
+    words += ["--threads", "1", "--work", str(work)]
     parser = argparse.ArgumentParser()
     command.add_arguments(parser)
     return command.measure(parser.parse_args(words), ["speed", *words])
@@ -104,7 +106,7 @@ def test_what_a_batch_holds_is_counted_padded_packed_and_shared():
 
 def step(seconds: float, peak: int, warmup: bool = False) -> dict:
     fed = {"tokens": 100, "supervised": 10, "positions": 120, "images": 1, "pairs": 5050}
-    return {"seconds": seconds, "waited": seconds / 4, "loss": 1.0, "peak": peak, "warmup": warmup, **fed}
+    return {"seconds": seconds, "waited": seconds / 4, "loss": 1.0, "peak": peak, "begin": 100, "warmup": warmup, **fed}
 
 
 def seen(name: str, *times: float, peak: int = 300) -> race.Seen:
