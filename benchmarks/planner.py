@@ -70,12 +70,11 @@ def measure(args: argparse.Namespace, command: Sequence[str]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def predicted(job: Job) -> Any:
-    """What the planner says the run's peak will be, in bytes; None where qllava has no planner."""
+def predicted(job: Job) -> int:
+    """What the planner says the run's peak will be with the sizes that its recipe names, in bytes."""
     from qllava import api
 
-    plan = getattr(api, "plan", None)
-    return None if plan is None else plan(job.recipe())
+    return api.plan(job.recipe()).choices[0].memory.peak
 
 
 def _row(seen: race.Seen, batch: int, text: str, foretold: Any) -> dict[str, Any]:

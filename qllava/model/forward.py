@@ -18,7 +18,7 @@ from ..data.pack import Layout
 from ..data.tokens import IGNORE
 from .attention import mask_for
 
-LOGITS_AT_ONCE = 1 << 24  # 64 MB in float32
+LOGITS_AT_ONCE = 1 << 22  # 16 MB in float32
 
 
 def install_loss(llava: torch.nn.Module, attention: str = "auto") -> None:

@@ -183,7 +183,8 @@ def settle_sizes(
 def too_large(planner: Planner, budget: int) -> str:
     """Why nothing fits, and which fields would make it."""
     least = planner.choice(1, planner.shape.layers, planner.recipe.optim, budget)
-    return f"The recipe needs {gib(least.memory.peak)} at the least, of {gib(budget)}. {remedies(planner, budget)}"
+    needed = SLACK * least.memory.peak
+    return f"The recipe needs {gib(needed)} at the least, of {gib(budget)}. {remedies(planner, budget)}"
 
 
 def after_running_out(
@@ -194,7 +195,8 @@ def after_running_out(
     again = recipe.gradient_checkpointing
     layers = planner.shape.layers if again is True else int(again)
     now = planner.choice(recipe.per_device_train_batch_size, layers, recipe.optim, 0)
-    return remedies(planner, machine_memory(device), below=0.9 * now.memory.peak * SLACK)
+    own = now.memory.peak - now.memory.runtime
+    return remedies(planner, machine_memory(device), below=(now.memory.runtime + 0.85 * own) * SLACK)
 
 
 def remedies(planner: Planner, budget: float, below: float = float("inf")) -> str:
