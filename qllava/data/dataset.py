@@ -228,11 +228,11 @@ def digest(rows: Dataset) -> str:
 
 def features(batch: dict[str, list], processing: Processing, max_length: int) -> dict[str, list]:
     """The transform of `training_set`: columns of a batch to features of a batch."""
-    out: dict[str, list] = {"input_ids": [], "labels": [], "pixel_values": []}
+    out: dict[str, list] = {"input_ids": [], "labels": [], processing.image_name: []}
     for i in range(len(batch["id"])):
         sample, root = from_columns({k: v[i] for k, v in batch.items()})
         if batch["where"][i] == FILLER:
-            made = {"input_ids": [processing.encoder.bos or 0] * 2, "labels": [IGNORE] * 2, "pixel_values": None}
+            made = {"input_ids": [processing.encoder.bos or 0] * 2, "labels": [IGNORE] * 2, processing.image_name: None}
             for key, value in made.items():
                 out[key].append(value)
             continue

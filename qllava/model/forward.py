@@ -14,15 +14,23 @@ import torch
 from transformers.models.llava.modeling_llava import LlavaCausalLMOutputWithPast
 
 from ..data.tokens import IGNORE
+from .features import install_features
 
 
 def install_loss(llava: torch.nn.Module) -> None:
-    """Makes `llava(..., labels=…, normalizer=…)` return that loss, and no logits. Without labels nothing changes."""
+    """Makes `llava(..., labels=…, normalizer=…)` return that loss, and no logits. Without labels nothing changes.
+
+    Images may come as `image_features` [images, patches, width] instead of `pixel_values`.
+    """
+    install_features(llava)
     plain = types.MethodType(type(llava).forward, llava)
 
     def forward(
-        self: Any, *args: Any, labels: torch.Tensor | None = None, normalizer: Any = None, **kwargs: Any
-    ) -> LlavaCausalLMOutputWithPast:
+        self: Any, *args: Any, labels: torch.Tensor | None = None, normalizer: Any = None,
+        image_features: torch.Tensor | None = None, **kwargs: Any,
+    ) -> LlavaCausalLMOutputWithPast:  # fmt: skip
+        if image_features is not None:
+            kwargs["pixel_values"] = image_features  # see `install_features`
         if labels is None:
             return plain(*args, **kwargs)
         hidden = self.model(*args, use_cache=False, **kwargs).last_hidden_state[:, :-1]
