@@ -40,8 +40,8 @@ def tower_features(llava: nn.Module, pixel_values: torch.Tensor) -> torch.Tensor
                 states[number] = hidden
     else:
         states = tower(pixel_values, output_hidden_states=True, return_dict=True).hidden_states
-    found = [states[number][:, first:] for number in wanted]
-    return found[0] if len(found) == 1 else torch.cat(found, dim=-1)
+    # Contiguous, as kept features are: torch's linear adds the bias in another way to what is not, and bfloat16 shows it.
+    return torch.cat([states[number][:, first:] for number in wanted], dim=-1).contiguous()
 
 
 def install_features(llava: nn.Module) -> None:

@@ -16,12 +16,14 @@ from .. import console
 from ..artifact.card import model_card
 from ..artifact.load import FINAL
 from ..artifact.manifest import Base, Manifest, verify, writing
+from ..data.cache import keep_crops
 from ..data.collate import collate
 from ..data.dataset import Selection, hold_out, numbered, select, training_set
 from ..errors import RunError, UserError, plain
 from ..model.adapt import audit, audit_rows
 from ..model.build import portable, processing_for, sources
 from ..model.device import pick_device, pick_dtype
+from ..model.feature_cache import keep_features
 from ..model.fingerprint import fingerprint
 from ..recipe.schema import Recipe
 from . import card
@@ -81,13 +83,17 @@ def train(recipe: Recipe, resume: bool = False, callbacks: Sequence[Any] = ()) -
     if checkpoint is not None:
         same_data(checkpoint, selection.digest)
     chosen, held = hold_out(selection.rows, recipe.eval_share, recipe.seed)
-    rows = training_set(
-        chosen, processing, recipe.max_length, launched_processes() * recipe.per_device_train_batch_size
-    )
+    if recipe.image_cache == "crops":
+        processing = keep_crops(processing, [chosen, held])
+    evenly = launched_processes() * recipe.per_device_train_batch_size
+    rows = training_set(chosen, processing, recipe.max_length, evenly)
     rows[0]  # the first sample is made before a model is read
     set_seed(recipe.seed)
     put_together = functools.partial(collate, processing=processing, multiple=PAD_TO)
     model = begin(recipe, dtype, device, first_batches(recipe, rows, put_together), adapter, checkpoint)
+    if recipe.image_cache == "features":
+        processing = keep_features(model, processing, [chosen, held], dtype, device, recipe.dataloader_num_workers)
+        rows = training_set(chosen, processing, recipe.max_length, evenly)
     parts = audit(model, recipe)
     _show(parts, rates(model, recipe))
     manifest = _manifest(recipe, dtype, parts, processing.template.name, selection)
@@ -146,7 +152,7 @@ def _explained(trainer: Any, out: Path) -> Iterator[None]:
             for folder in [c for c in out.glob("checkpoint-*") if number_of(c) > trainer.divergence.good]:
                 console.note(f"{folder} was written after all was well; it is now {set_aside(folder, 'diverged')}.")
         trainer.accelerator.wait_for_everyone()
-        raise RunError(f"{error}\n{_kept(out)}") from None
+        raise RunError(f"{plain(str(error))}\n{_kept(out)}") from None
 
 
 def _kept(out: Path) -> str:

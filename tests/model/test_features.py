@@ -95,10 +95,21 @@ def test_an_installed_model_says_the_same(model):
     with torch.no_grad():
         expected = model(input_ids=ids, pixel_values=pixels(1)).logits
         install_features(model)
-        given = tower_features(model, pixels(1))
-        assert torch.equal(model(input_ids=ids, pixel_values=pixels(1)).logits, expected)
-        assert torch.equal(model(input_ids=ids, pixel_values=given).logits, expected)
+        got = model(input_ids=ids, pixel_values=pixels(1)).logits
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+        given = tower_features(model, pixels(1)).clone()
+        assert torch.equal(model(input_ids=ids, pixel_values=given).logits, got)
         assert model.get_image_features(pixels(2)).pooler_output[1].shape == (64, model.config.text_config.hidden_size)
+
+
+def test_kept_features_are_projected_to_the_same_bits_in_bfloat16():
+    model = load_model(EMBEDDED, torch.bfloat16, CPU)
+    model.model.multi_modal_projector.float()
+    install_features(model)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        given = tower_features(model, pixels()).bfloat16().clone()
+        expected, got = (model.model.get_image_features(images).pooler_output for images in (pixels(), given))
+    assert all(torch.equal(a, b) for a, b in zip(expected, got, strict=True))
 
 
 def test_a_frozen_tower_has_no_graph_and_a_trained_one_has(model):
