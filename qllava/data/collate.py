@@ -23,7 +23,8 @@ def spread(ids: Sequence[int], labels: Sequence[int], count: int, token: int) ->
 def collate(
     rows: Sequence[dict[str, Any]], processing: Processing, side: str = "right", multiple: int = 1
 ) -> dict[str, torch.Tensor]:
-    """One batch: `input_ids`, `attention_mask`, `labels` [rows, longest]; `pixel_values` [images, 3, edge, edge] if any.
+    """One batch: `input_ids`, `attention_mask`, `labels` [rows, longest]; `pixel_values` [images, 3, edge, edge] or
+    `image_features` [images, patches, width] if any.
 
     Args:
         rows: features of `Processing.sample` or `Processing.prompt`.
@@ -47,7 +48,8 @@ def collate(
         where = slice(0, len(row)) if side == "right" else slice(longest - len(row), longest)
         ids[i, where], mask[i, where], labels[i, where] = torch.tensor(row), 1, torch.tensor(row_labels)
     batch = {"input_ids": ids, "attention_mask": mask, "labels": labels}
-    pixels = [r["pixel_values"] for r in rows if r.get("pixel_values") is not None]
-    if pixels:
-        batch["pixel_values"] = torch.cat([torch.as_tensor(p) for p in pixels])
+    for name in ("pixel_values", "image_features"):
+        images = [r[name] for r in rows if r.get(name) is not None]
+        if images:
+            batch[name] = torch.cat([torch.as_tensor(i) for i in images])
     return batch

@@ -242,11 +242,11 @@ def features(batch: dict[str, list], processing: Processing, max_length: int) ->
         try:
             tokens = processing.tokens(sample, max_length)
             if key is not None and key not in known:
-                known[key] = processing.images(sample, root)
+                known[key] = {processing.image_name: processing.images(sample.images, root)}
         except UserError as error:
             raise UserError(f"{batch['where'][i]} (id {sample.id!r}): {error}") from None
         made.append({"input_ids": tokens.ids, "labels": tokens.labels, "images_key": key} | known.get(key, {}))
-    columns = ("input_ids", "labels", "pixel_values", "images_key")
+    columns = ("input_ids", "labels", "images_key", processing.image_name)
     return {name: [row.get(name) for row in made] for name in columns}
 
 

@@ -155,7 +155,16 @@ def to_pixels(image: Image.Image, processor: Any, aspect: str) -> torch.Tensor:
         processor: a `CLIPImageProcessorPil`.
         aspect: `pad` (to a square in the processor's mean colour first) or `square` (the processor's centre crop).
     """
+    return _processed(image, processor, aspect)
+
+
+def to_crop(image: Image.Image, processor: Any, aspect: str) -> torch.Tensor:
+    """What `to_pixels` makes of the image before its numbers are rescaled and normalised: uint8 [3, edge, edge]."""
+    return _processed(image, processor, aspect, do_rescale=False, do_normalize=False)
+
+
+def _processed(image: Image.Image, processor: Any, aspect: str, **options: bool) -> torch.Tensor:
     check_size(*image.size, aspect)
     if aspect == "pad":
         image = to_square(image, tuple(int(c * 255) for c in processor.image_mean))
-    return torch.as_tensor(processor.preprocess(image, return_tensors="pt")["pixel_values"][0])
+    return torch.as_tensor(processor.preprocess(image, return_tensors="pt", **options)["pixel_values"][0])

@@ -9,17 +9,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
 
 from ..errors import UserError
 from .chat_template import chat_template
-from .image import read_image, to_pixels
+from .image import Ref, read_image, to_pixels
 from .sample import Sample, Turn
 from .template import OWN, Special, Template, get_template
 from .tokens import Encoder, Tokens, encode_prompt, encode_sample
+
+if TYPE_CHECKING:
+    from .cache import Crops, Features
 
 STOPS = {"v0": "###"}
 
@@ -36,6 +39,7 @@ class Processing:
     image_token_id: int  # the id that stands for one of them in the model's vocabulary
     pad_token_id: int
     exif: bool = True  # pictures are turned as their EXIF says
+    cache: Crops | Features | None = None  # what is kept of samples' images; prompts know none
 
     def _closing(self) -> list[str]:
         """The special tokens with which the template closes an answer, other than the tokenizer's end token."""
@@ -62,13 +66,20 @@ class Processing:
         return encode_sample(sample, self.template, self.encoder, self.image_tokens, max_length)
 
     def sample(self, sample: Sample, root: Path, max_length: int | None) -> dict[str, Any]:
-        """Features of a training sample: lists `input_ids` and `labels`, and `pixel_values` [images, 3, edge, edge] or None."""
+        """Features of a training sample: lists `input_ids` and `labels`, and its images under `image_name`, or None."""
         tokens = self.tokens(sample, max_length)
-        return {"input_ids": tokens.ids, "labels": tokens.labels, **self.images(sample, root)}
+        return {"input_ids": tokens.ids, "labels": tokens.labels, self.image_name: self.images(sample.images, root)}
 
-    def images(self, sample: Sample, root: Path) -> dict[str, Any]:
-        """The features of a sample that are made of its images: `pixel_values` [images, 3, edge, edge] or None."""
-        return {"pixel_values": self.pixels([read_image(ref, root, self.exif) for ref in sample.images])}
+    @property
+    def image_name(self) -> str:
+        """What samples' images become: `pixel_values`, or `image_features` where those are kept."""
+        return "pixel_values" if self.cache is None else self.cache.name
+
+    def images(self, refs: Sequence[Ref], root: Path) -> torch.Tensor | None:
+        """A sample's images: `pixel_values` [images, 3, edge, edge] or `image_features` [images, patches, width]; or None."""
+        if self.cache is not None and refs:
+            return torch.stack([self.cache.load(ref, root) for ref in refs])
+        return self.pixels([read_image(ref, root, self.exif) for ref in refs])
 
     def prompt(self, turns: Sequence[Turn], images: Sequence[Image.Image] = ()) -> dict[str, Any]:
         """Features of a conversation that the model is to continue."""

@@ -17,6 +17,7 @@ from transformers.models.llava.modeling_llava import LlavaCausalLMOutputWithPast
 from ..data.pack import Layout
 from ..data.tokens import IGNORE
 from .attention import mask_for
+from .features import install_features
 
 LOGITS_AT_ONCE = 1 << 22  # 16 MB in float32
 
@@ -24,26 +25,34 @@ LOGITS_AT_ONCE = 1 << 22  # 16 MB in float32
 def install_loss(llava: torch.nn.Module, attention: str = "auto") -> None:
     """Makes `llava(..., labels=…, normalizer=…)` return that loss, and no logits. Without labels nothing changes.
 
+    Images may come as `image_features` [images, patches, width] instead of `pixel_values`; a packed row comes with its
+    `layout` and `predictors`.
+
     Args:
         attention: of packed rows; see `attention.mask_for`.
     """
+    install_features(llava)
     plain = types.MethodType(type(llava).forward, llava)
 
     def forward(
         self: Any, *args: Any, labels: torch.Tensor | None = None, normalizer: Any = None, layout: Layout | None = None,
-        **kwargs: Any,
+        predictors: torch.Tensor | None = None, image_features: torch.Tensor | None = None, **kwargs: Any,
     ) -> LlavaCausalLMOutputWithPast:  # fmt: skip
+        if image_features is not None:
+            kwargs["pixel_values"] = image_features  # see `install_features`
         if labels is None:
             return plain(*args, **kwargs)
-        if layout is not None:
-            kwargs |= {
-                "layout": layout,
-                "attention_mask": mask_for(layout, *labels.shape[1:], labels.device, attention),
-            }
-        hidden = self.model(*args, use_cache=False, **kwargs).last_hidden_state[:, :-1]
-        targets = labels[:, 1:]
-        labelled = targets != IGNORE
-        loss = head_loss(self.lm_head, hidden[labelled], targets[labelled])
+        labelled = labels != IGNORE
+        labelled[:, 0] = False  # nothing predicts it
+        if layout is None:
+            hidden = self.model(*args, use_cache=False, **kwargs).last_hidden_state[:, :-1][labelled[:, 1:]]
+        else:
+            mask = mask_for(layout, labels.shape[1], labels.device, attention)
+            only = predictors if getattr(self.model.language_model, "takes_only", False) else None
+            kwargs |= {"layout": layout, "attention_mask": mask, "only": only}
+            hidden = self.model(*args, use_cache=False, **kwargs).last_hidden_state[0]
+            hidden = hidden if only is not None else hidden[predictors]
+        loss = head_loss(self.lm_head, hidden, labels[labelled])
         if kwargs.get("pixel_values") is None:
             loss = loss + _idle_image_path(self)
         return LlavaCausalLMOutputWithPast(loss=loss / (labelled.sum() if normalizer is None else normalizer))

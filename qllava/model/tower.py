@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ..errors import UserError
+from .features import layers_read
 from .projector import llava_of
 
 FILE = "vision_tower.safetensors"
@@ -23,9 +24,7 @@ PREFIX = "model.vision_tower."
 
 def tower_parameters(llava: nn.Module) -> set[str]:
     """Names of the vision tower's parameters that the projector's input depends on: all up to the layer it reads."""
-    layers, count = llava.config.vision_feature_layer, llava.config.vision_config.num_hidden_layers
-    every = [layers] if isinstance(layers, int) else layers
-    read = max(layer if layer >= 0 else count + 1 + layer for layer in every)  # hidden state 0 is the embeddings'
+    read = max(layers_read(llava.config))
     names = (n for n, _ in llava.named_parameters() if n.startswith(PREFIX) and "post_layernorm" not in n)
     return {n for n in names if (m := re.search(r"\.layers\.(\d+)\.", n)) is None or int(m[1]) < read}
 

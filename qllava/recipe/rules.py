@@ -38,6 +38,12 @@ def broken(recipe: Recipe) -> Iterator[tuple[str, str]]:
             "vision_tower_learning_rate",
             "the vision tower is frozen. Write tune_vision_tower: full or lora, or drop it.",
         )
+    if recipe.image_cache == "features" and recipe.tune_vision_tower != "frozen":
+        yield (
+            "image_cache",
+            f"with tune_vision_tower '{recipe.tune_vision_tower}' the tower makes something else of an image at each step. Write "
+            "image_cache: crops, or tune_vision_tower: frozen.",
+        )
     if recipe.early_stopping_patience and not recipe.eval_share:
         yield "early_stopping_patience", "needs samples to measure on. Write eval_share, such as eval_share: 2%."
     if recipe.eval_steps >= 1 and recipe.eval_steps != int(recipe.eval_steps):

@@ -38,7 +38,7 @@ def explained(trainer: Any, out: Path, smaller: Callable[[], str]) -> Iterator[N
             for folder in [c for c in out.glob("checkpoint-*") if number_of(c) > trainer.divergence.good]:
                 console.note(f"{folder} was written after all was well; it is now {set_aside(folder, 'diverged')}.")
         trainer.accelerator.wait_for_everyone()
-        raise RunError(f"{error}\n{kept(out)}") from None
+        raise RunError(f"{plain(str(error))}\n{kept(out)}") from None
     except (RuntimeError, MemoryError) as error:
         if not _out_of_memory(error):
             raise

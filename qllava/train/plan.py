@@ -5,15 +5,12 @@ other choice would cost. No weight is read.
 from __future__ import annotations
 
 import dataclasses
-import os
 import re
-import time
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from datasets import Dataset
 
@@ -25,6 +22,7 @@ from ..model.device import pick_device, pick_dtype
 from ..model.size import disk_needed
 from ..recipe.schema import Recipe
 from .batches import Sizes
+from .machine import machine_memory, matrix_rate
 from .memory import Batch, Memory, Shape, estimate, gib, operations
 
 SLACK = 1.04  # what the allocator cannot use
@@ -233,39 +231,6 @@ def _recomputed(choice: Choice) -> str:
         if again is False or again == 0
         else f"{'all' if again is True else again} layers run again"
     )
-
-
-def machine_memory(device: torch.device | None = None) -> int:
-    """Bytes that this process may take: of its GPU, or of its share of main memory (a container's limit counts)."""
-    device = device or pick_device()
-    if device.type == "cuda":
-        return int(torch.cuda.get_device_properties(device).total_memory * _fraction(device))
-    limit = psutil.virtual_memory().total
-    for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        path = Path(file)
-        if path.is_file() and path.read_text().strip().isdigit():
-            limit = min(limit, int(path.read_text()))
-    return int(0.9 * limit / int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
-
-
-def _fraction(device: torch.device) -> float:
-    known = getattr(torch.cuda, "get_per_process_memory_fraction", None)
-    return known(device) if known else 1.0
-
-
-def matrix_rate(dtype: torch.dtype, device: torch.device | None = None) -> float:
-    """Operations a second that this device reaches in one large matrix product."""
-    device = device or pick_device()
-    edge = 8192 if device.type == "cuda" else 1024
-    a, b = (torch.ones(edge, edge, dtype=dtype, device=device) for _ in range(2))
-    best = float("inf")
-    for _ in range(5):
-        started = time.perf_counter()
-        a @ b
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        best = min(best, time.perf_counter() - started)
-    return 2 * edge**3 / best
 
 
 def read_size(text: str) -> int:

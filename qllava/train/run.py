@@ -15,11 +15,13 @@ from .. import console
 from ..artifact.card import model_card
 from ..artifact.load import FINAL
 from ..artifact.manifest import Base, Manifest, verify, writing
+from ..data.cache import keep_crops
 from ..data.dataset import Selection, hold_out, numbered, select, training_set
 from ..errors import RunError, UserError, plain
 from ..model.adapt import audit, audit_rows
 from ..model.build import portable, processing_for, sources
 from ..model.device import pick_device, pick_dtype
+from ..model.feature_cache import keep_features
 from ..model.fingerprint import fingerprint
 from ..recipe.schema import Recipe
 from . import card
@@ -79,13 +81,19 @@ def train(recipe: Recipe, resume: bool = False, callbacks: Sequence[Any] = ()) -
     if checkpoint is not None:
         same_data(checkpoint, selection.digest)
     chosen, held = hold_out(selection.rows, recipe.eval_share, recipe.seed)
+    if recipe.image_cache == "crops":
+        processing = keep_crops(processing, [chosen, held])
     recipe = settle_sizes(recipe, chosen, processing, dtype, device, processes)
     arguments = trainer_arguments(recipe, processes, dtype, device)
-    rows = training_set(chosen, processing, recipe.max_length, processes * recipe.per_device_train_batch_size)
+    evenly = processes * recipe.per_device_train_batch_size
+    rows = training_set(chosen, processing, recipe.max_length, evenly)
     rows[0]  # the first sample is made before a model is read
     set_seed(recipe.seed)
-    put_together = together(recipe, processing)
     model = begin(recipe, dtype, device, first_batches(recipe, rows, processing), adapter, checkpoint)
+    if recipe.image_cache == "features":
+        processing = keep_features(model, processing, [chosen, held], dtype, device, recipe.dataloader_num_workers)
+        rows = training_set(chosen, processing, recipe.max_length, evenly)
+    put_together = together(recipe, processing)
     parts = audit(model, recipe)
     _show(parts, rates(model, recipe))
     manifest = _manifest(recipe, dtype, parts, processing.template.name, selection)

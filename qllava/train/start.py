@@ -24,8 +24,8 @@ MERGED = "base"  # in output_dir: what adapter_start: merge-then-new trains on
 # What may differ between a run and its resumption: when it ends, what it says, and how it shares out the same work.
 FREE = {
     "output_dir", "max_steps", "num_train_epochs", "save_steps", "save_total_limit", "logging_steps", "report_to",
-    "dataloader_num_workers", "per_device_train_batch_size", "gradient_checkpointing", "packing", "fused_layers", "attention", "image_cache", "projector", "data", "base",
-    "adapter", "sample_generations", "divergence_factor", "push_to_hub", "hub_private_repo",
+    "dataloader_num_workers", "per_device_train_batch_size", "gradient_checkpointing", "packing", "fused_layers",
+    "attention", "image_cache", "projector", "data", "base", "adapter", "sample_generations", "divergence_factor", "push_to_hub", "hub_private_repo",
 }  # fmt: skip
 
 
