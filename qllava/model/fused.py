@@ -1,7 +1,7 @@
 """The LLM's layers as three functions that keep little for the backward pass: norm and q, k, v; o and the residual; norm,
 SwiGLU and the residual. The same loss and gradients as PEFT's layers, within rounding.
 
-In: a LLaVA whose LLM is frozen, with LoRA by PEFT or without. Out: the same model, its layers' `forward` replaced.
+In: a LLaVA whose LLM is frozen, with LoRA by PEFT or without. Out: the same model, its layers of another class.
 
 What a frozen linear needs for its gradient is its weight alone, and what LoRA's A needs is the linear's input, which a norm
 makes anew from the residual stream. So of a layer only this is kept: its input, q, k, v, what attention gives, its middle,
@@ -11,7 +11,6 @@ dtype, dropout's masks and outputs, and SwiGLU's steps besides. 4-bit weights ar
 
 from __future__ import annotations
 
-import types
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -33,14 +32,14 @@ LINEARS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_att
 
 
 def fuse(language_model: nn.Module) -> int:
-    """Replaces the `forward` of every layer that can be; gives their number.
+    """Makes every layer that can be a `FusedLayer`; gives their number.
 
     A layer stays as it is where something of it other than LoRA trains, where LoRA is DoRA, or where it is no Llama's.
     """
     layers = [layer for layer in language_model.layers if can_fuse(layer)]
     for layer in layers:
-        layer.forward = types.MethodType(_forward, layer)
-    language_model.takes_only = bool(layers) and layers[-1] is language_model.layers[-1]  # see `_forward`
+        layer.__class__ = FusedLayer
+    language_model.takes_only = bool(layers) and layers[-1] is language_model.layers[-1]  # see `FusedLayer`
     norm = language_model.norm
     if type(norm) is LlamaRMSNorm and not norm.weight.requires_grad:
         norm.forward = lambda x: _Norm.apply(x, norm.weight, norm.variance_epsilon)
@@ -144,34 +143,37 @@ def _of(module: nn.Module) -> tuple[Projection, list[torch.Tensor]]:
     return Projection(module.base_layer, adapters), matrices
 
 
-def _forward(
-    self: LlamaDecoderLayer, hidden_states: torch.Tensor, attention_mask: Any = None, past_key_values: Any = None,
-    position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None, only: torch.Tensor | None = None, **kwargs: Any,
-) -> torch.Tensor:  # fmt: skip
-    """As the layer's own. `only`: the positions that the last layer is asked for, as nothing reads the others."""
-    if past_key_values is not None:  # an answer under way: one position at a time
-        return type(self).forward(
-            self, hidden_states, attention_mask=attention_mask, past_key_values=past_key_values,
-            position_embeddings=position_embeddings, **kwargs,
+class FusedLayer(LlamaDecoderLayer):
+    """A Llama's layer in three functions. (A subclass, so that transformers wraps checkpointing around its `forward`.)"""
+
+    def forward(
+        self, hidden_states: torch.Tensor, attention_mask: Any = None, past_key_values: Any = None,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None, only: torch.Tensor | None = None, **kwargs: Any,
+    ) -> torch.Tensor:  # fmt: skip
+        """As the layer's own. `only`: the positions that the last layer is asked for, as nothing reads the others."""
+        if past_key_values is not None:  # an answer under way: one position at a time
+            return super().forward(
+                hidden_states, attention_mask=attention_mask, past_key_values=past_key_values,
+                position_embeddings=position_embeddings, **kwargs,
+            )  # fmt: skip
+        attention, mlp = self.self_attn, self.mlp
+        shape = (*hidden_states.shape[:-1], -1, attention.head_dim)
+        flat = hidden_states.reshape(-1, hidden_states.shape[-1])
+        norm = (self.input_layernorm.weight, self.input_layernorm.variance_epsilon)
+        qkv = _call(_NormLinears, flat, norm, (attention.q_proj, attention.k_proj, attention.v_proj))
+        query, key, value = (t.view(shape).transpose(1, 2) for t in qkv)
+        query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(attention.config._attn_implementation, eager_attention_forward)
+        out, _ = attend(
+            attention, query, key, value, attention_mask, dropout=attention.attention_dropout if self.training else 0.0,
+            scaling=attention.scaling, **kwargs,
         )  # fmt: skip
-    attention, mlp = self.self_attn, self.mlp
-    shape = (*hidden_states.shape[:-1], -1, attention.head_dim)
-    flat = hidden_states.reshape(-1, hidden_states.shape[-1])
-    norm = (self.input_layernorm.weight, self.input_layernorm.variance_epsilon)
-    qkv = _call(_NormLinears, flat, norm, (attention.q_proj, attention.k_proj, attention.v_proj))
-    query, key, value = (t.view(shape).transpose(1, 2) for t in qkv)
-    query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
-    attend = ALL_ATTENTION_FUNCTIONS.get_interface(attention.config._attn_implementation, eager_attention_forward)
-    out, _ = attend(
-        attention, query, key, value, attention_mask, dropout=attention.attention_dropout if self.training else 0.0,
-        scaling=attention.scaling, **kwargs,
-    )  # fmt: skip
-    out = out.reshape(flat.shape[0], -1)
-    if only is not None and attention.layer_idx == attention.config.num_hidden_layers - 1:
-        out, flat, hidden_states = out[only], flat[only], hidden_states[:, only]
-    middle = _call(_LinearAdd, out, flat, (attention.o_proj,))
-    norm = (self.post_attention_layernorm.weight, self.post_attention_layernorm.variance_epsilon)
-    return _call(_Mlp, middle, norm, (mlp.gate_proj, mlp.up_proj, mlp.down_proj)).view_as(hidden_states)
+        out = out.reshape(flat.shape[0], -1)
+        if only is not None and attention.layer_idx == attention.config.num_hidden_layers - 1:
+            out, flat, hidden_states = out[only], flat[only], hidden_states[:, only]
+        middle = _call(_LinearAdd, out, flat, (attention.o_proj,))
+        norm = (self.post_attention_layernorm.weight, self.post_attention_layernorm.variance_epsilon)
+        return _call(_Mlp, middle, norm, (mlp.gate_proj, mlp.up_proj, mlp.down_proj)).view_as(hidden_states)
 
 
 def _call(function: Any, x: torch.Tensor, other: Any, modules: Sequence[nn.Module]) -> Any:

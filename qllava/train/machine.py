@@ -11,6 +11,8 @@ import torch
 
 from ..model.device import pick_device
 
+LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")  # of a container
+
 
 def machine_memory(device: torch.device | None = None) -> int:
     """Bytes that this process may take: of its GPU, or of its share of main memory (a container's limit counts)."""
@@ -18,7 +20,7 @@ def machine_memory(device: torch.device | None = None) -> int:
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory * _fraction(device))
     limit = psutil.virtual_memory().total
-    for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+    for file in LIMITS:
         path = Path(file)
         if path.is_file() and path.read_text().strip().isdigit():
             limit = min(limit, int(path.read_text()))

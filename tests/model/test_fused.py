@@ -6,39 +6,12 @@ import copy
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
-from transformers import LlamaConfig, LlamaModel
+from layers import HIDDEN, core, kept, language_model
 
 from qllava.data.pack import Layout
 from qllava.model.attention import install_attention
 from qllava.model.forward import head_loss
 from qllava.model.fused import fuse
-
-HIDDEN, MIDDLE, HEADS = 64, 176, 4
-LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-
-
-def language_model(dtype=torch.float32, layers=2, kv_heads=HEADS, lora=True, **options):
-    """A small LLM with LoRA whose B is not zero."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        hidden_size=HIDDEN, intermediate_size=MIDDLE, num_attention_heads=HEADS, num_key_value_heads=kv_heads,
-        num_hidden_layers=layers, vocab_size=32,
-    )  # fmt: skip
-    model = LlamaModel(config).requires_grad_(False).to(dtype)
-    if not lora:
-        return model
-    options = {"r": 4, "lora_alpha": 8, "lora_dropout": 0.0, "target_modules": LINEARS} | options
-    adapted = get_peft_model(model, LoraConfig(**options))
-    for name, p in adapted.named_parameters():
-        if p.requires_grad:
-            p.data = torch.randn_like(p, dtype=torch.float64 if dtype == torch.float64 else torch.float32) * 0.1
-            assert "lora_" in name
-    return adapted
-
-
-def core(model):
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def run(model, x, **kwargs):
@@ -173,39 +146,6 @@ def test_layers_that_do_not_fit_stay_as_they_are():
     assert fuse(full) == 1
 
 
-class Kept:
-    """Bytes of what autograd keeps, parameters left out."""
-
-    def __init__(self, model):
-        self.own = {p.untyped_storage().data_ptr() for p in model.parameters()}
-        self.found = {}
-
-    def __call__(self, tensor):
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in self.own:
-            self.found[storage.data_ptr()] = storage.nbytes(), tensor  # held, so that no address comes again
-        return tensor
-
-    @property
-    def total(self):
-        return sum(size for size, _ in self.found.values())
-
-
-def kept(fused, dtype=torch.bfloat16, positions=128, layers=2, **options):
-    model = language_model(dtype, layers=layers, **options).train()
-    install_attention(core(model))
-    if fused:
-        fuse(core(model))
-    note, x = Kept(model), torch.randn(1, positions, HIDDEN, dtype=dtype).requires_grad_()
-    packed = {"layout": Layout(((0, positions),), 1), "attention_mask": torch.empty(1, 1, 0, 0)}
-    with (
-        torch.autograd.graph.saved_tensors_hooks(note, lambda t: t),
-        torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16),
-    ):
-        core(model)(inputs_embeds=x, use_cache=False, **packed)
-    return note.total
-
-
 def test_a_layer_keeps_less_than_half_of_what_pefts_keeps():
     """In bfloat16, without dropout and with it."""
     for dropout, share in ((0.0, 0.47), (0.1, 0.28)):
@@ -213,6 +153,12 @@ def test_a_layer_keeps_less_than_half_of_what_pefts_keeps():
             kept(f, layers=3, lora_dropout=dropout) - kept(f, layers=2, lora_dropout=dropout) for f in (True, False)
         )
         assert ours < share * theirs
+
+
+def test_a_layer_that_runs_again_keeps_its_input_alone():
+    for fused in (True, False):
+        each = kept(fused, layers=3, recomputed=True) - kept(fused, layers=2, recomputed=True)
+        assert each == 128 * HIDDEN * 2
 
 
 def test_the_loss_of_a_frozen_head_and_its_gradient(monkeypatch):
