@@ -25,6 +25,11 @@ PLAIN = {
     (True, True, False): (28, 8), (True, True, True): (52, 12), (False, True, False): (32, 16), (False, True, True): (72, 20),
     (True, False, False): (16, 6), (False, False, False): (24, 12),
 }  # fmt: skip
+# Beside tensors: libraries or the GPU's context, with bitsandbytes if it is used; and what an allocator holds for each byte
+# that is asked of it (glibc keeps freed blocks). Of the CPU measured by `python -m benchmarks planner`; of a GPU assumed.
+RUNTIME = {"cpu": 690 << 20, "cuda": 600 << 20}
+RUNTIME_4BIT = {"cpu": 190 << 20, "cuda": 0}
+HELD = {"cpu": 1.45, "cuda": 1.0}
 
 
 @dataclass(frozen=True)
@@ -118,15 +123,13 @@ def estimate(
     return Memory(
         weights=weights,
         trained=int(trained * (4 + 4 + state)),
-        kept=int(kept),
+        kept=int(HELD[device] * kept),
         working=int(
-            max(_backward(recipe, shape, batch, size), _logits(shape, batch, size), _tower(shape, batch, size) - kept)
+            HELD[device]
+            * max(_backward(recipe, shape, batch, size), _logits(shape, batch, size), _tower(shape, batch, size) - kept)
         ),
-        runtime=RUNTIME[device],
+        runtime=RUNTIME[device] + (RUNTIME_4BIT[device] if recipe.tune == "qlora" else 0),
     )
-
-
-RUNTIME = {"cpu": 900 << 20, "cuda": 600 << 20}
 
 
 def four_bit_bytes(recipe: Recipe) -> float:
