@@ -31,10 +31,10 @@ def join_turns(table: Dataset, name: str) -> Dataset:
     Args:
         name: of the table, for the message.
     """
-    keys = image_keys(table)
-    if any(len(row["turns"]) > 2 for row, key in zip(each(table), keys, strict=True) if key is not None):
+    if any(len(row["turns"]) > 2 and row["images"] for row in each(table)):
         console.note(f"pairing: {name} holds conversations of several turns already and stays as it is.")
         return table
+    keys = image_keys(table)
     joined: dict[Any, dict[str, Any]] = {}
     for i, (row, key) in enumerate(zip(each(table), keys, strict=True)):
         first = joined.setdefault(("text", i) if key is None else key, row)

@@ -194,7 +194,8 @@ class Recipe(Block):
     global_batch_size: Positive
     """Samples in one optimizer step over all processes; accumulation follows from it."""
     per_device_train_batch_size: Positive | Literal["auto"]
-    """Samples in one micro-batch. `auto`: as many as the planner finds room for, in this machine's memory."""
+    """Samples in one micro-batch. `auto`: as many as the planner finds room for in this machine's memory; it lets layers run
+    again, too, where `gradient_checkpointing` is not set."""
     learning_rate: Rate
     projector_learning_rate: Rate | None = None
     """The projector's own rate (the original's `mm_projector_lr`); without it, `learning_rate`."""

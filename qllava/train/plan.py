@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -119,30 +120,45 @@ class Planner:
                 return found
         return found
 
-    def plan(self, budget: int) -> Plan:
-        """The fastest choice that fits `budget` bytes, and the others."""
-        share = self.recipe.global_batch_size // self.processes
-        if share * self.processes != self.recipe.global_batch_size:
+    def possible(self) -> list[int]:
+        """Sizes of micro-batch that make up the global batch.
+
+        Raises:
+            UserError: the processes cannot share it.
+        """
+        share, rest = divmod(self.recipe.global_batch_size, self.processes)
+        if rest:
             raise UserError(
                 f"global_batch_size {self.recipe.global_batch_size} cannot be shared by {self.processes} processes."
             )
-        possible = [n for n in range(1, share + 1) if share % n == 0]
-        set_size, set_layers = self.recipe.per_device_train_batch_size, self.recipe.gradient_checkpointing
-        own = self.recipe.optim
-        choices = [self.least(n, own, budget) for n in possible]
+        return [n for n in range(1, share + 1) if share % n == 0]
+
+    def layers(self) -> int | None:
+        """How many layers the recipe says run again; None where it leaves that open."""
+        said = self.recipe.gradient_checkpointing
+        return None if said in ("auto", False) else self.shape.layers if said is True else min(said, self.shape.layers)
+
+    def plan(self, budget: int) -> Plan:
+        """The fastest choice that fits `budget` bytes, and the others; whatever the recipe says of sizes."""
+        own, size = self.recipe.optim, self.recipe.per_device_train_batch_size
+        choices = [self.least(n, own, budget) for n in self.possible()]
         if not any(c.fits for c in choices) and SMALLER[self.device] != own:
             choices.append(self.least(1, SMALLER[self.device], budget))
-        if set_size != "auto" and set_layers != "auto" and set_size in possible:
-            layers = self.shape.layers if set_layers is True else min(int(set_layers), self.shape.layers)
-            choices.insert(0, self.choice(set_size, layers, own, budget))
-        fitting = [c for c in choices if c.fits]
-        fastest = min((c.seconds for c in fitting), default=0.0)
-        near = [c for c in fitting if c.seconds <= 1.02 * fastest]  # of those that are as good as fastest, the smallest
-        chosen = min(near, key=lambda c: c.memory.peak, default=None)
-        chosen_size = chosen and self.sizes.of(chosen.per_device_train_batch_size)[0]
-        unique = list(dict.fromkeys(choices))
+        if size in self.possible() and self.recipe.gradient_checkpointing != "auto":
+            choices.insert(0, self.choice(size, self.layers() or 0, own, budget))
+        chosen = best(choices)
+        largest = chosen and self.sizes.of(chosen.per_device_train_batch_size)[0]
         remedy = "" if chosen else too_large(self, budget)
-        return Plan(budget, self.device, chosen, unique, chosen_size, self._steps(), disk_needed(self.recipe), remedy)
+        unique = list(dict.fromkeys(choices))
+        return Plan(budget, self.device, chosen, unique, largest, self._steps(), disk_needed(self.recipe), remedy)
+
+    def settle(self, budget: int) -> Choice | None:
+        """The fastest choice that fits and leaves everything that the recipe says as it is."""
+        size, layers, own = self.recipe.per_device_train_batch_size, self.layers(), self.recipe.optim
+        sizes = self.possible() if size == "auto" else [size]
+        return best(
+            [self.least(n, own, budget) if layers is None else self.choice(n, layers, own, budget) for n in sizes]
+        )
 
     def _steps(self) -> int | None:
         if self.recipe.max_steps > 0:
@@ -150,6 +166,13 @@ class Planner:
         if self.samples is None:
             return None
         return round(-(-self.samples // self.recipe.global_batch_size) * self.recipe.num_train_epochs)
+
+
+def best(choices: Iterable[Choice]) -> Choice | None:
+    """Of those that fit and are as good as fastest, the smallest."""
+    fitting = [c for c in choices if c.fits]
+    fastest = min((c.seconds for c in fitting), default=0.0)
+    return min((c for c in fitting if c.seconds <= 1.02 * fastest), key=lambda c: c.memory.peak, default=None)
 
 
 def settle_sizes(
@@ -164,18 +187,14 @@ def settle_sizes(
         return recipe
     budget = machine_memory(device)
     planner = Planner(recipe, rows, processing, dtype, device.type, processes, rate=1e12)  # times compare, no more
-    fixed = recipe.per_device_train_batch_size
-    found = planner.plan(budget).chosen if fixed == "auto" else planner.least(fixed, recipe.optim, budget)
-    if found is None or not found.fits or found.optim != recipe.optim:
+    found = planner.settle(budget)
+    if found is None:
         raise UserError(too_large(planner, budget))
     console.note(
         f"Planned for {gib(budget)}: micro-batches of {found.per_device_train_batch_size}, "
         f"{_recomputed(found)}; about {gib(found.memory.peak)} at the peak."
     )
-    asked = found.updates if recipe.gradient_checkpointing in ("auto", False) else {
-        "per_device_train_batch_size": found.per_device_train_batch_size
-    }  # fmt: skip
-    return recipe.model_copy(update={k: v for k, v in asked.items() if k != "optim"})
+    return recipe.model_copy(update={k: v for k, v in found.updates.items() if k != "optim"})
 
 
 def too_large(planner: Planner, budget: int) -> str:

@@ -105,12 +105,13 @@ def test_sizes_are_found_where_they_are_left_open(recipe_values, questions, tmp_
     """Much memory: the whole global batch at once; little: less, or with layers run again; too little: said before any weight."""
     auto = {"per_device_train_batch_size": "auto", "gradient_checkpointing": "auto", "tune": "lora", "max_steps": 2}
 
-    def sizes(name):
-        found = run(recipe_values, questions, tmp_path, name, **auto).artifact.parent / "run.json"
+    def sizes(name, **changes):
+        found = run(recipe_values, questions, tmp_path, name, **{**auto, **changes}).artifact.parent / "run.json"
         recipe = json.loads(found.read_text())["recipe"]
         return recipe["per_device_train_batch_size"], recipe["gradient_checkpointing"]
 
     assert sizes("much") == (8, False)
+    assert sizes("set", gradient_checkpointing=2) == (8, 2)  # what is set stays
     values = {**recipe_values, "data": [{"path": str(questions), "image_root": "."}], "global_batch_size": 8, **auto}
     peaks = {c.per_device_train_batch_size: c.memory.peak for c in plan(resolve_recipe(values)).choices}
     monkeypatch.setattr("qllava.train.plan.machine_memory", lambda device=None: int(1.04 * (peaks[8] + peaks[1]) / 2))
