@@ -41,5 +41,20 @@ def join_turns(table: Dataset, name: str) -> Dataset:
         if first is not row:
             first["turns"] += [{**turn, "images": 0} for turn in row["turns"]]
             first["words"] += row["words"] - len(row["images"])  # the placeholders, which are words, stand once
-    console.note(f"pairing: {len(table):,} samples of {name} are {len(joined):,} conversations.")
+    console.note(
+        f"pairing: {len(table):,} samples of {name} are {len(joined):,} conversations, which a batch counts now."
+    )
     return Dataset.from_list(list(joined.values()), features=table.features)
+
+
+def tell_sharing(rows: Dataset, grouped: bool) -> None:
+    """Says how many samples share how many images, and that the order goes by image.
+
+    Args:
+        grouped: whether batches of like lengths were asked for, which they will not be.
+    """
+    keys = [key for key in image_keys(rows) if key is not None]
+    console.note(
+        f"pairing: {len(keys):,} samples are about {len(set(keys)):,} images; those of one image follow one another"
+        + (", and group_by_modality_length counts for nothing." if grouped else ".")
+    )

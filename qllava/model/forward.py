@@ -55,7 +55,9 @@ def install_loss(llava: torch.nn.Module, attention: str = "auto") -> None:
         loss = head_loss(self.lm_head, hidden, labels[labelled])
         if kwargs.get("pixel_values") is None:
             loss = loss + _idle_image_path(self)
-        return LlavaCausalLMOutputWithPast(loss=loss / (labelled.sum() if normalizer is None else normalizer))
+        return LlavaCausalLMOutputWithPast(
+            loss=loss / (labelled.sum().clamp(min=1) if normalizer is None else normalizer)
+        )
 
     llava.forward = types.MethodType(functools.wraps(type(llava).forward)(forward), llava)
 

@@ -240,13 +240,13 @@ class _LinearAdd(torch.autograd.Function):
     ) -> Any:
         x = x.to(dtype)
         ctx.save_for_backward(*((x, *matrices) if matrices else ()))
-        ctx.projection = projections[0]
+        ctx.projection, ctx.dtype = projections[0], dtype
         return projections[0].apply(x, matrices).add_(residual).to(residual.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> Any:
         x, *matrices = ctx.saved_tensors or (None,)
-        into, found = ctx.projection.backward(grad, x, matrices)
+        into, found = ctx.projection.backward(grad.to(ctx.dtype), x, matrices)
         return into, grad, None, None, None, *found
 
 

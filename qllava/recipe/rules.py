@@ -69,11 +69,8 @@ def broken(recipe: Recipe) -> Iterator[tuple[str, str]]:
 def _about_speed(recipe: Recipe) -> Iterator[tuple[str, str]]:
     if recipe.pairing == "shared" and not recipe.packing:
         yield "packing", "samples share an image in a packed row alone. Write packing: true, or pairing: rows."
-    if recipe.pairing == "shared" and recipe.group_by_modality_length:
-        yield (
-            "group_by_modality_length",
-            "pairing 'shared' has an order of its own, by image, and a packed row no padding. Write false.",
-        )
+    if recipe.pairing == "shared" and recipe.order == "original":
+        yield "order", "pairing 'shared' has an order of its own, by image. Write order: qllava."
     if recipe.order == "original" and recipe.per_device_train_batch_size == "auto":
         yield "per_device_train_batch_size", "the order 'original' depends on it, so it has to be a number."
     if recipe.pairing == "turns" and recipe.stage == "align":

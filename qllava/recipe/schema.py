@@ -58,6 +58,28 @@ def _start(value: Any) -> Any:
     )
 
 
+def _size(value: Any) -> Any:
+    """A number of samples above 0, or `auto`."""
+    number = _whole(value)
+    if value == "auto" or (number is not None and number > 0):
+        return value if value == "auto" else number
+    raise PydanticCustomError("size", "is a number of samples above 0, or auto")
+
+
+def _layers(value: Any) -> Any:
+    """Whether layers run again, how many of them, or `auto`."""
+    number = _whole(value)
+    if isinstance(value, bool) or value == "auto" or (number is not None and number > 0):
+        return value if number is None else number
+    raise PydanticCustomError("layers", "is true, false, a number of layers above 0, or auto")
+
+
+def _whole(value: Any) -> int | None:
+    """The value as a whole number; None where it is none."""
+    whole = isinstance(value, int | float) and not isinstance(value, bool) and value == int(value)
+    return int(value) if whole else None
+
+
 TemplateName = Literal[
     "plain", "vicuna_v1", "llava_llama_2", "llama_2", "mistral_instruct", "chatml_direct", "mpt", "v0", "chat_template",
     "auto",
@@ -193,7 +215,7 @@ class Recipe(Block):
     """Stops after so many steps; -1 goes by `num_train_epochs`."""
     global_batch_size: Positive
     """Samples in one optimizer step over all processes; accumulation follows from it."""
-    per_device_train_batch_size: Positive | Literal["auto"]
+    per_device_train_batch_size: Annotated[int | str, BeforeValidator(_size)]
     """Samples in one micro-batch. `auto`: as many as the planner finds room for in this machine's memory; it lets layers run
     again, too, where `gradient_checkpointing` is not set."""
     learning_rate: Rate
@@ -216,7 +238,7 @@ class Recipe(Block):
     adam_beta1: Share = 0.9
     adam_beta2: Share = 0.999
     adam_epsilon: Annotated[float, Field(gt=0)] = 1e-8
-    gradient_checkpointing: bool | Positive | Literal["auto"] = False
+    gradient_checkpointing: Annotated[bool | int | str, BeforeValidator(_layers)] = False
     """Recompute the LLM's activations: about 40 % more time for about half the memory. A number: of so many of its layers.
     `auto`: of as many as memory asks for, which may be none."""
     packing: bool = True

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from .. import console
 from ..artifact.adapter import fill, stack_on
 from ..artifact.delta import read_lora
 from ..artifact.load import find_artifact
@@ -78,6 +79,8 @@ def _checkpoint(model: torch.nn.Module, recipe: Recipe) -> None:
     parts = [llava.language_model] + ([llava.vision_tower] if recipe.tune_vision_tower != "frozen" else [])
     for part in parts:
         part.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    count = len(llava.language_model.layers)
+    console.note(f"{count if again is True else min(again, count)} of {count} layers run again in the backward pass.")
     if again is not True:
         for layer in llava.language_model.layers[again:]:
             layer.gradient_checkpointing = False

@@ -43,7 +43,11 @@ def explained(trainer: Any, out: Path, smaller: Callable[[], str]) -> Iterator[N
         if not _out_of_memory(error):
             raise
         step, first = trainer.state.global_step + 1, str(error).splitlines()[0] if str(error) else "MemoryError"
-        raise RunError(f"Out of memory in step {step} ({first[:200]}).\n{smaller()}\n{kept(out)}") from None
+        try:
+            advice = smaller()
+        except Exception as failed:  # whatever it is, it must not hide what happened
+            advice = f"(No smaller sizes could be worked out: {plain(str(failed))[:200]})"
+        raise RunError(f"Out of memory in step {step} ({first[:200]}).\n{advice}\n{kept(out)}") from None
 
 
 def _out_of_memory(error: BaseException) -> bool:

@@ -22,7 +22,7 @@ from ..recipe.schema import Recipe
 STATES = (("paged", 0.0), ("8bit", 2.0), ("adafactor", 0.1), ("lion", 4.0), ("adam", 8.0), ("sgd", 0.0))
 # Bytes that PEFT's layer keeps for each position: times width, times SwiGLU's width; by (16 bits, LoRA, dropout).
 PLAIN = {
-    (True, True, False): (28, 8), (True, True, True): (52, 12), (False, True, False): (32, 16), (False, True, True): (72, 20),
+    (True, True, False): (28.7, 8.2), (True, True, True): (52.7, 12.2), (False, True, False): (32, 16), (False, True, True): (72, 20),
     (True, False, False): (16, 6), (False, False, False): (24, 12),
 }  # fmt: skip
 # Beside tensors: libraries or the GPU's context, with bitsandbytes if it is used; and what an allocator holds for each byte
@@ -144,14 +144,14 @@ def kept_by_layer(recipe: Recipe, shape: Shape, batch: Batch, size: int) -> int:
         return batch.positions * (size * wide + 4 * shape.heads + 8)
     lora = recipe.tune in ("lora", "qlora")
     width, middle = PLAIN[size < 4, lora or recipe.tune == "full", lora and recipe.lora.lora_dropout > 0]
-    return batch.positions * (width * shape.width + middle * shape.middle + 4 * shape.heads + 64)
+    return int(batch.positions * (width * shape.width + middle * shape.middle + 4 * shape.heads + 64))
 
 
 def _backward(recipe: Recipe, shape: Shape, batch: Batch, size: int) -> int:
     """What the backward pass of one layer takes for a moment: SwiGLU's gradients, the norm's in float32, spelt-out weights."""
     wide = batch.positions * (4 * shape.middle + 2 * shape.width) * size + 3 * batch.positions * shape.width * 4
     weight = shape.width * shape.middle * size if recipe.tune == "qlora" or size < 4 else 0
-    return wide + weight
+    return (wide if recipe.fused_layers else 2 * wide) + weight  # PEFT's layers add up a copy for each linear
 
 
 def _logits(shape: Shape, batch: Batch, size: int) -> int:

@@ -30,6 +30,10 @@ SLACK = 1.04  # what the allocator cannot use
 REACHED = 0.6  # share of the rate of one large matrix product that a step reaches
 STARTING = 128  # positions that a micro-batch costs besides its own
 SPELLING = {"cpu": 1e-9, "cuda": 3e-12}  # seconds to spell out one 4-bit weight
+SHORT = {
+    "weights": "frozen weights", "trained": "what trains", "kept": "activations", "working": "working memory",
+    "runtime": "libraries or context",
+}  # fmt: skip
 SMALLER = {"cpu": "adamw_bnb_8bit", "cuda": "paged_adamw_8bit"}
 
 
@@ -200,8 +204,11 @@ def settle_sizes(
 def too_large(planner: Planner, budget: int) -> str:
     """Why nothing fits, and which fields would make it."""
     least = planner.choice(1, planner.shape.layers, planner.recipe.optim, budget)
-    needed = SLACK * least.memory.peak
-    return f"The recipe needs {gib(needed)} at the least, of {gib(budget)}. {remedies(planner, budget)}"
+    parts = ", ".join(f"{words} {gib(getattr(least.memory, name))}" for name, words in SHORT.items())
+    return (
+        f"The recipe needs {gib(SLACK * least.memory.peak)} at the least, with {SLACK - 1:.0%} to spare, of {gib(budget)}: "
+        f"{parts}. {remedies(planner, budget)}"
+    )
 
 
 def after_running_out(
@@ -283,7 +290,9 @@ def plan(recipe: Recipe, vram: int | None = None, rate: float | None = None) -> 
     if all(s.path.startswith("hub:") or Path(s.path).exists() for s in recipe.data):
         processing = processing_for(recipe)
         rows = hold_out(select(recipe, processing).rows, recipe.eval_share, recipe.seed)[0]
-    return Planner(recipe, rows, processing, dtype, device, rate=rate).plan(vram or machine_memory(here))
+    return Planner(recipe, rows, processing, dtype, device, rate=rate).plan(
+        machine_memory(here) if vram is None else vram
+    )
 
 
 def _usual(name: str) -> torch.dtype:

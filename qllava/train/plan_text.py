@@ -52,12 +52,19 @@ def _about(plan: Plan, chosen: Choice) -> Iterator[str]:
     largest = plan.largest
     yield f"Largest micro-batch: {largest.positions:,} positions, {largest.images} images, {largest.labels:,} labels."
     if plan.steps is not None:
-        yield f"Time: {plan.steps:,} steps of about {chosen.seconds:.3g} s, {plan.steps * chosen.seconds / 3600:,.2f} hours in all."
+        yield f"Time: {plan.steps:,} steps of about {chosen.seconds:.3g} s, {_duration(plan.steps * chosen.seconds)} in all."
     else:
         yield f"Time: about {chosen.seconds:.3g} s a step, if samples are of max_length; the data is not there yet."
     yield f"Disk: {int(plan.disk['bytes']) / 2**30:,.2f} GiB ({plan.disk['what']})."
     fields = " ".join(f"{k}={str(v).lower() if isinstance(v, bool) else v}" for k, v in chosen.updates.items())
     yield f"Write: {fields}"
+
+
+def _duration(seconds: float) -> str:
+    for size, name in ((3600, "hours"), (60, "minutes")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:,.1f} {name}"
+    return f"{seconds:,.1f} seconds"
 
 
 def _again(choice: Choice) -> str:

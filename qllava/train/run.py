@@ -17,6 +17,7 @@ from ..artifact.load import FINAL
 from ..artifact.manifest import Base, Manifest, verify, writing
 from ..data.cache import keep_crops
 from ..data.dataset import Selection, hold_out, numbered, select, training_set
+from ..data.pairing import tell_sharing
 from ..errors import RunError, UserError, plain
 from ..model.adapt import audit, audit_rows
 from ..model.build import portable, processing_for, sources
@@ -69,6 +70,10 @@ def train(recipe: Recipe, resume: bool = False, callbacks: Sequence[Any] = ()) -
     card.check_hub(recipe)
     device = pick_device()
     dtype = pick_dtype(recipe.dtype, device)
+    if dtype == torch.float16 and device.type == "cpu":
+        raise UserError(
+            "dtype float16 trains on a GPU alone: its loss scaler needs one. Write dtype: float32 or bfloat16."
+        )
     processes = launched_processes()
     started_from = adapter
     if adapter is not None and recipe.adapter is None:  # it is in the new base
@@ -81,6 +86,8 @@ def train(recipe: Recipe, resume: bool = False, callbacks: Sequence[Any] = ()) -
     if checkpoint is not None:
         same_data(checkpoint, selection.digest)
     chosen, held = hold_out(selection.rows, recipe.eval_share, recipe.seed)
+    if recipe.pairing == "shared":
+        tell_sharing(chosen, recipe.group_by_modality_length)
     if recipe.image_cache == "crops":
         processing = keep_crops(processing, [chosen, held])
     recipe = settle_sizes(recipe, chosen, processing, dtype, device, processes)

@@ -142,5 +142,15 @@ def test_captions_of_one_image_share_it(tmp_path):
     torch.testing.assert_close(model(**batch).loss, model(**collate(samples, processing)).loss, rtol=1e-5, atol=0)
 
 
+def test_a_batch_without_a_label_has_a_loss_of_zero():
+    """As rows have that only fill an uneven batch; their mean is over nothing."""
+    model = load_model(EMBEDDED, torch.float32, torch.device("cpu"))
+    install_loss(model), install_attention(model.model.language_model)
+    processing = load_processing(EMBEDDED, "vicuna_v1", "pad")
+    rows = [{"input_ids": [1, 1], "labels": [-100, -100]}]
+    for batch in (pack(rows, processing), collate(rows, processing)):
+        assert float(model(**batch).loss) == 0.0
+
+
 def as_double(batch):
     return {k: v.double() if torch.is_tensor(v) and v.is_floating_point() else v for k, v in batch.items()}

@@ -118,7 +118,7 @@ def test_sizes_are_found_where_they_are_left_open(recipe_values, questions, tmp_
     size, again = sizes("little")
     assert size < 8 or again
     monkeypatch.setattr("qllava.train.plan.machine_memory", lambda device=None: 100 << 20)
-    with pytest.raises(UserError, match=r"needs 0.* GiB at the least, of 0\.10 GiB"):
+    with pytest.raises(UserError, match=r"needs 0.* GiB at the least, with 4% to spare, of 0\.10 GiB: frozen weights"):
         sizes("none")
 
 
@@ -140,6 +140,26 @@ def test_running_out_of_memory_names_the_field_that_would_have_fitted(
         run(recipe_values, questions, tmp_path, "out", tune="lora", per_device_train_batch_size=4, save_steps=1)
     assert "would take" in str(caught.value)
     assert "checkpoint-1" in str(caught.value)
+
+
+def test_where_no_smaller_size_is_found_the_error_still_says_what_happened(
+    recipe_values, questions, tmp_path, monkeypatch
+):
+    def fail(self, *args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    def lost(*args, **kwargs):
+        raise UserError("an image is gone")
+
+    monkeypatch.setattr(trainer_module.LlavaTrainer, "compute_loss", fail)
+    monkeypatch.setattr("qllava.train.run.after_running_out", lost)
+    with pytest.raises(RunError, match=r"Out of memory in step 1.*\n.*an image is gone.*\nNo checkpoint"):
+        run(recipe_values, questions, tmp_path, "out", tune="lora")
+
+
+def test_float16_is_refused_without_a_gpu(recipe_values, questions, tmp_path):
+    with pytest.raises(UserError, match="float16 trains on a GPU alone"):
+        run(recipe_values, questions, tmp_path, "half", tune="lora", dtype="float16")
 
 
 def test_another_runtime_error_is_not_taken_for_it(recipe_values, questions, tmp_path, monkeypatch):
