@@ -54,9 +54,7 @@ def attend(
     if torch.is_autocast_enabled(kind):  # rotated in float32, q and k would not fit v
         query, key, value = (t.to(torch.get_autocast_dtype(kind)) for t in (query, key, value))
     if not isinstance(attention_mask, torch.Tensor):  # a block mask
-        return flex_attention_forward(
-            module, query, key, value, attention_mask, scaling=scaling, training=module.training
-        )[0], None
+        return flex_attention_forward(module, query, key, value, attention_mask, scaling=scaling)[0], None
     groups = getattr(module, "num_key_value_groups", 1)
     key, value = repeat_kv(key, groups), repeat_kv(value, groups)
     by = _Flash.apply if kind == "cpu" else _plain

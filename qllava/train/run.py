@@ -74,6 +74,8 @@ def train(recipe: Recipe, resume: bool = False, callbacks: Sequence[Any] = ()) -
         raise UserError(
             "dtype float16 trains on a GPU alone: its loss scaler needs one. Write dtype: float32 or bfloat16."
         )
+    if recipe.attention == "flex" and device.type == "cpu":
+        raise UserError("attention: FlexAttention has no backward pass on a CPU. Write attention: auto.")
     processes = launched_processes()
     started_from = adapter
     if adapter is not None and recipe.adapter is None:  # it is in the new base

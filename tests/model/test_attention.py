@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -75,6 +77,27 @@ def test_the_block_mask_of_a_gpu_says_the_same():
     out = flex_attention(q, k, v, block_mask=attention.block_mask(layout, length, q.device))
     plain = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=dense(layout, length))
     torch.testing.assert_close(out[:, :, :58], plain[:, :, :58], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow  # it is compiled
+def test_flex_attention_as_a_gpu_would_take_it_gives_the_same():
+    layout, length = Layout(((0, 9), (9, 20, 31, 33, 50), (50, 120)), 0), 128
+    query, key, value = (torch.randn(1, heads, length, 32) for heads in (4, 2, 2))
+    module = SimpleNamespace(training=False, num_key_value_groups=2)
+    with torch.no_grad():
+        by_flex, by_segments = (
+            attention.attend(
+                module,
+                query,
+                key,
+                value,
+                attention.mask_for(layout, length, query.device, kind),
+                32**-0.5,
+                layout=layout,
+            )[0]
+            for kind in ("flex", "segments")
+        )
+    torch.testing.assert_close(by_flex[:, :120], by_segments[:, :120], rtol=1e-5, atol=1e-5)
 
 
 def test_packed_rows_refuse_dropped_attention():

@@ -162,6 +162,11 @@ def test_float16_is_refused_without_a_gpu(recipe_values, questions, tmp_path):
         run(recipe_values, questions, tmp_path, "half", tune="lora", dtype="float16")
 
 
+def test_flex_attention_is_refused_without_a_gpu(recipe_values, questions, tmp_path):
+    with pytest.raises(UserError, match="no backward pass on a CPU"):
+        run(recipe_values, questions, tmp_path, "flex", tune="lora", attention="flex")
+
+
 def test_another_runtime_error_is_not_taken_for_it(recipe_values, questions, tmp_path, monkeypatch):
     def fail(self, *args, **kwargs):
         raise RuntimeError("something else")
