@@ -6,6 +6,7 @@ Each configuration of qllava (overrides of a recipe) runs three steps in a proce
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shlex
 import tempfile
@@ -18,13 +19,14 @@ from .speed import race
 from .speed.command import BATCH, base_of, note, words_for
 from .speed.job import Job
 from .speed.sets import IMAGES_OF, make_set
-from .speed.shapes import SHAPES
+from .speed.shapes import SHAPES, make_base
 
 STEPS = 3
 CONFIGURATIONS = ("", "gradient_checkpointing=true", "packing=true fused_layers=true")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--again", type=Path, metavar="RESULT", help="foretell anew what this file has measured")
     parser.add_argument("--shape", choices=SHAPES, default="mid")
     parser.add_argument("--data", choices=IMAGES_OF, default="one")
     parser.add_argument("--batches", type=int, nargs="+", help="samples at once (default: by --data)")
@@ -40,6 +42,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "qllava-speed")
 
 
+def foretell(result: Path, work: Path) -> dict[str, Any]:
+    """A result with its measured peaks, and what the planner says of them now."""
+    found = json.loads(result.read_text())
+    base = make_base(found["shape"], work, "cpu")
+    with tempfile.TemporaryDirectory(prefix="qllava-planner-") as temporary:
+        for row in found["configurations"]:
+            data = make_set(
+                found["data"], Path(temporary) / f"set-{row['batch']}", words_for(base), row["batch"], STEPS
+            )
+            job = Job(
+                "again", "qllava", base=str(base), data=str(data), out=temporary, device="cpu", dtype=found["dtype"],
+                tune=found["tune"], batch=row["batch"], micro_batch=row["batch"], steps=STEPS, threads=1,
+                overrides=tuple(row["overrides"].split()),
+            )  # fmt: skip
+            row["predicted"] = predicted(job)
+            row["off_by"] = row["peak"] / row["predicted"] - 1 if row["peak"] else None
+    return found | {"foretold_at": commit(race.ROOT)}
+
+
 def measure(args: argparse.Namespace, command: Sequence[str]) -> dict[str, Any]:
     """Runs each configuration with each batch; returns their peaks in bytes, measured and foretold.
 
@@ -47,6 +68,8 @@ def measure(args: argparse.Namespace, command: Sequence[str]) -> dict[str, Any]:
         ValueError: a batch does not fit the data.
     """
     args.work.mkdir(parents=True, exist_ok=True)
+    if args.again:
+        return foretell(args.again, args.work)
     rows = []
     with tempfile.TemporaryDirectory(prefix="qllava-planner-") as temporary:
         folder = Path(temporary)

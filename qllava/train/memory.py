@@ -25,10 +25,11 @@ PLAIN = {
     (True, True, False): (28.7, 8.2), (True, True, True): (52.7, 12.2), (False, True, False): (32, 16), (False, True, True): (72, 20),
     (True, False, False): (16, 6), (False, False, False): (24, 12),
 }  # fmt: skip
-# Beside tensors: libraries or the GPU's context, with bitsandbytes if it is used; and what an allocator holds for each byte
-# that is asked of it (glibc keeps freed blocks). Of the CPU measured by `python -m benchmarks planner`; of a GPU assumed.
-RUNTIME = {"cpu": 690 << 20, "cuda": 600 << 20}
-RUNTIME_4BIT = {"cpu": 190 << 20, "cuda": 0}
+# Beside tensors: libraries, or the GPU's context; what is left of the weights that were read to be quantised (glibc keeps freed
+# blocks); and what an allocator holds for each byte that is asked of it. Of the CPU measured by `python -m benchmarks
+# planner`; of a GPU assumed.
+RUNTIME = {"cpu": 670 << 20, "cuda": 600 << 20}
+LEFT = {"cpu": 1.0, "cuda": 0.0}
 HELD = {"cpu": 1.45, "cuda": 1.0}
 
 
@@ -128,7 +129,7 @@ def estimate(
             HELD[device]
             * max(_backward(recipe, shape, batch, size), _logits(shape, batch, size), _tower(shape, batch, size) - kept)
         ),
-        runtime=RUNTIME[device] + (RUNTIME_4BIT[device] if recipe.tune == "qlora" else 0),
+        runtime=RUNTIME[device] + (int(LEFT[device] * shape.linears * size) if recipe.tune == "qlora" else 0),
     )
 
 
