@@ -65,11 +65,6 @@ class Processing:
         """Ids and labels of a training sample, an image as one -200."""
         return encode_sample(sample, self.template, self.encoder, self.image_tokens, max_length)
 
-    def sample(self, sample: Sample, root: Path, max_length: int | None) -> dict[str, Any]:
-        """Features of a training sample: lists `input_ids` and `labels`, and its images under `image_name`, or None."""
-        tokens = self.tokens(sample, max_length)
-        return {"input_ids": tokens.ids, "labels": tokens.labels, self.image_name: self.images(sample.images, root)}
-
     @property
     def image_name(self) -> str:
         """What samples' images become: `pixel_values`, or `image_features` where those are kept."""

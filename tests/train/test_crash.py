@@ -69,13 +69,11 @@ def test_a_batch_that_is_nan(recipe_values, tmp_path):
     victim = next(i for i in third_step if i < 14)  # the last two have no picture
     poison = textwrap.dedent(f"""
         import qllava.data.processing as p, qllava.cli as cli, sys
-        plain = p.Processing.sample
-        def sample(self, sample, root, max_length):
-            made = plain(self, sample, root, max_length)
-            if sample.id == "s{victim}":
-                made["pixel_values"] = made["pixel_values"] * float("nan")
-            return made
-        p.Processing.sample = sample
+        plain = p.Processing.images
+        def images(self, refs, root):
+            made = plain(self, refs, root)
+            return made * float("nan") if "{victim}.png" in refs else made
+        p.Processing.images = images
         cli.main(sys.argv[1:])
     """)
     recipe = write({**recipe_values, "tune": "qlora", "max_steps": 4, "save_steps": 50}, tmp_path)
