@@ -8,6 +8,9 @@ import torch
 
 from ..errors import UserError, nearest
 
+# torch keeps an oneDNN primitive for each of the last 1,024 shapes that a CPU has multiplied, and rows of ever other lengths
+# make ever new ones: hundreds of MiB that save no time (benchmarks/LOG.md). Read at the first product, so set before it.
+os.environ.setdefault("LRU_CACHE_CAPACITY", "1")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
