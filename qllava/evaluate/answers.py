@@ -1,0 +1,93 @@
+"""Answer files: one JSON line an answer, with the keys that LLaVA's own scripts write, in the order of the questions.
+
+In: a file and the questions that it answers. Out: texts, one for each question. A line that is malformed, missing, doubled or
+out of order is an error that names it: the original's scorers pair some files by order, and would score it in silence.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError
+from .question import Question
+
+Key = tuple[str, str, int]
+
+
+def keys(questions: Sequence[Question]) -> list[Key]:
+    """What tells questions apart: id and round, and the prompt too where ids come again."""
+    plain = [(str(q.id), "", q.round) for q in questions]
+    if len(set(plain)) == len(plain):
+        return plain
+    full = [(str(q.id), q.shown, q.round) for q in questions]
+    seen: dict[Key, int] = {}
+    for number, key in enumerate(full):
+        if key in seen:
+            raise UserError(f"Questions {seen[key] + 1} and {number + 1} are the same: id {key[0]!r}, {key[1][:80]!r}.")
+        seen[key] = number
+    return full
+
+
+def read_line(line: str, where: str) -> dict[str, Any]:
+    """One answer, with at least `question_id` and `text`.
+
+    Raises:
+        UserError: the line is none.
+    """
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise UserError(f"{where} is no JSON: {error}.") from None
+    if not isinstance(row, dict):
+        raise UserError(f"{where} is {type(row).__name__}, not an object with question_id and text.")
+    for name, kinds in (("question_id", (str, int)), ("text", (str,))):
+        if not isinstance(row.get(name), kinds) or isinstance(row.get(name), bool):
+            found = "has none" if name not in row else f"has {row[name]!r}"
+            raise UserError(f"{where} needs {name!r} ({' or '.join(k.__name__ for k in kinds)}), and {found}.")
+    return row
+
+
+def read_answers(file: Path, questions: Sequence[Question]) -> list[str]:
+    """The text for each question.
+
+    Raises:
+        UserError: a line is malformed, answers no question, answers one again or out of order, or one is missing.
+    """
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"Cannot read answers from {file}: {error}.") from None
+    rows = [(n, read_line(line, f"{file}, line {n}")) for n, line in enumerate(lines, 1) if line.strip()]
+    wanted = keys(questions)
+    place = {key: i for i, key in enumerate(wanted)}
+    prompts = any(key[1] for key in wanted)
+    texts: list[str] = []
+    met: dict[Key, int] = {}
+    for number, row in rows:
+        where = f"{file}, line {number}"
+        if prompts and not isinstance(row.get("prompt"), str):
+            raise UserError(f"{where} needs 'prompt': the ids of this set come again, and the prompt tells them apart.")
+        key = (str(row["question_id"]), row["prompt"] if prompts else "", int(row.get("round_id", 0)))
+        name = f"question {row['question_id']!r}" + (f" ({key[1].splitlines()[0][:60]!r})" if key[1].strip() else "")
+        if key not in place:
+            raise UserError(f"{where} answers {name}, which this set does not ask.")
+        if key in met:
+            raise UserError(f"{where} answers {name} again; line {met[key]} has already.")
+        if place[key] != len(texts):
+            expected = questions[len(texts)].id
+            raise UserError(
+                f"{where} answers {name}, where the question file has {expected!r}: a line is missing before it, "
+                "or the lines are out of order."
+            )
+        met[key] = number
+        texts.append(row["text"])
+    if len(texts) < len(questions):
+        last = rows[-1][0] if rows else 0
+        raise UserError(
+            f"{file} ends after line {last} with {len(texts):,} of {len(questions):,} answers; "
+            f"the next would be for question {questions[len(texts)].id!r}."
+        )
+    return texts

@@ -1,0 +1,140 @@
+"""What a benchmark is: its questions, how answers are parsed and scored, what a server takes, and what was published."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ...errors import UserError
+from ..question import Question
+
+SHORT = "\nAnswer the question using a single word or phrase."
+LETTER = "\nAnswer with the option's letter from the given choices directly."
+
+
+@dataclass(frozen=True)
+class Score:
+    """`parts` holds all that was computed, in percent or points, by name; the benchmark's `main` is what a table shows."""
+
+    parts: dict[str, float]
+    questions: int
+    notes: tuple[str, ...] = ()  # such as how many answers could not be parsed
+
+
+Published = Mapping[str, Mapping[str, float]]  # by model (a slug of `paper.MODELS`), by part
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """One benchmark. `root` in its functions is the folder of all evaluation data (LLaVA's `playground/data/eval`)."""
+
+    name: str
+    title: str
+    main: str  # the part that a table shows
+    paper: Published
+    questions: Callable[[Path], list[Question]]
+    max_new_tokens: int
+    score: Callable[[Path, Sequence[Question], Sequence[str]], Score] | None = None
+    """None where the answers are with a server or a judge."""
+    submit: Callable[[Path, Sequence[Question], Sequence[str], Path], Path] | None = None
+    """(root, questions, texts, folder to write in) -> the file that the server or the grader takes."""
+    server: str = ""  # who scores the submission
+    judged: bool = False
+    differences: tuple[str, ...] = field(default=())  # how other harnesses differ
+
+
+def read_json(file: Path) -> Any:
+    """The document in a file.
+
+    Raises:
+        UserError: it is missing or no JSON.
+    """
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"No file {file}.") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} is no JSON: {error}.") from None
+
+
+def read_lines(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each object of a JSONL file, with its place for messages.
+
+    Raises:
+        UserError: the file is missing, or a line is no JSON object.
+    """
+    if not file.is_file():
+        raise UserError(f"No file {file}.")
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        where = f"{file}, line {number}"
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise UserError(f"{where} is no JSON: {error}.") from None
+        if not isinstance(row, dict):
+            raise UserError(f"{where} is {type(row).__name__}, not an object.")
+        yield where, row
+
+
+def need(row: Mapping[str, Any], where: str, *names: str) -> list[Any]:
+    """The values of these keys.
+
+    Raises:
+        UserError: one is missing; names the line.
+    """
+    missing = [name for name in names if row.get(name) is None]
+    if missing:
+        raise UserError(f"{where} has no {', '.join(missing)}; it has {', '.join(map(str, row))}.")
+    return [row[name] for name in names]
+
+
+def find(root: Path, *names: str) -> Path:
+    """The first of these files or folders under `root` that is there.
+
+    Raises:
+        UserError: none is.
+    """
+    for name in names:
+        if (root / name).exists():
+            return root / name
+    raise UserError(
+        f"{root} has none of: {', '.join(names)}. It is the folder that LLaVA's docs call playground/data/eval."
+    )
+
+
+def from_hub(folder: Path, split: str = "") -> list[dict[str, Any]] | None:
+    """Rows of a hub data set that was copied into `folder` (its parquet files), images as whole files; None without any.
+
+    Args:
+        split: of the files, those whose name or folder begins with it, such as `val` of `val-00000-of-00002.parquet`.
+    """
+    import pyarrow.parquet as pq
+
+    files = sorted(folder.rglob("*.parquet"))
+    files = [f for f in files if f.name.startswith(split) or f.parent.name.startswith(split)]
+    if not files:
+        return None
+    return [row for file in files for row in pq.read_table(file).to_pylist()]
+
+
+def image_bytes(value: Any, where: str) -> bytes:
+    """The file in a hub data set's image column (`{"bytes": …, "path": …}`), or in its first entry where it is a list.
+
+    Raises:
+        UserError: there is none.
+    """
+    first = value[0] if isinstance(value, list) and value else value
+    found = first.get("bytes") if isinstance(first, dict) else first
+    if not isinstance(found, bytes):
+        raise UserError(f"{where} has no image.")
+    return found
+
+
+def percent(right: int, of: int) -> float:
+    """100 × right / of; 0 of nothing."""
+    return 100 * right / of if of else 0.0
