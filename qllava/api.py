@@ -128,10 +128,39 @@ def convert(
 
 
 def evaluate(source: Source, data: Source, image_root: Source | None = None, **options: Any) -> dict[str, Any]:
-    """Exact match of a model on a LLaVA JSON. See `qllava.evaluate.exact.evaluate`."""
-    from .evaluate.exact import evaluate as run
+    """A model's answers to a LLaVA JSON, compared with its own. See `qllava.evaluate.own.evaluate`."""
+    from .evaluate.own import evaluate as run
 
     return run(source, data, image_root, **options)
+
+
+def benchmark(source: Source, names: Sequence[str], root: Source, **options: Any) -> dict[str, dict[str, Any]]:
+    """A model's answers to the paper's benchmarks. See `qllava.evaluate.run.run_benchmarks`."""
+    from .evaluate.run import run_benchmarks
+
+    return run_benchmarks(source, names, root, **options)
+
+
+def score(name: str, answers: Source, root: Source, **options: Any) -> dict[str, Any]:
+    """An answer file's score, and its submission. See `qllava.evaluate.run.score_answers`."""
+    from .evaluate.run import score_answers
+
+    return score_answers(name, answers, root, **options)
+
+
+def scoreboard(
+    runs: Sequence[Source], expect: str | None = None, out: Source | None = None, record: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Results beside the paper's. See `qllava.evaluate.scoreboard.scoreboard`.
+
+    Args:
+        record: scores that servers gave to the answers of the only run, as `vqav2=78.4`, to be kept with it first.
+    """
+    from .evaluate.scoreboard import record_scores
+    from .evaluate.scoreboard import scoreboard as run
+
+    record_scores([Path(r) for r in runs], record)
+    return run(runs, expect, out)
 
 
 def chat(

@@ -1,4 +1,4 @@
-"""What a model says: eval, chat."""
+"""What a model says: chat."""
 
 from __future__ import annotations
 
@@ -10,29 +10,6 @@ import typer
 from .. import api
 from ..errors import UserError
 from .door import Base, Json, app, named, show
-
-
-@app.command("eval", epilog="Example: qllava eval runs/mine --data test.json --image-root images")
-def evaluate(
-    source: Annotated[str, typer.Argument(help="Artifact, run, folder of a Hugging Face LLaVA, or hub id.")],
-    data: Annotated[Path, typer.Option(help="LLaVA JSON or JSONL with answers.")],
-    image_root: Annotated[
-        Path | None, typer.Option(help="Folder that image paths start from; by default the JSON's.")
-    ] = None,
-    out: Annotated[Path | None, typer.Option(help="JSONL file for the answers.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many questions.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1)] = 32,
-    max_new_tokens: Annotated[int, typer.Option(min=1)] = 32,
-    base: Base = None,
-    as_json: Json = False,
-) -> None:
-    """Exact match of greedy answers on a LLaVA JSON."""
-    options = {"out": out, "limit": limit, "batch_size": batch_size, "max_new_tokens": max_new_tokens, "base": base}
-    result = api.evaluate(source, data, image_root, **options)
-    if as_json:
-        show(result)
-    else:
-        print(f"exact match {100 * result['exact_match']:.2f} % ({result['correct']:,} of {result['questions']:,})")
 
 
 @app.command(epilog="Example: qllava chat runs/mine --image photo.png --prompt 'What is this?'")

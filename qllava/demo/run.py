@@ -22,9 +22,9 @@ from .. import console
 from ..artifact.assemble import assemble
 from ..artifact.load import load
 from ..artifact.merge import merge
-from ..data.sample import read_samples
 from ..errors import UserError
-from ..evaluate.exact import Question, Score, questions, score
+from ..evaluate.own import Score, own_questions, score
+from ..evaluate.question import Question
 from ..recipe import load_recipe
 from ..train.run import train
 from . import captions, easyvqa, sheet
@@ -77,7 +77,7 @@ def demo(out: str | Path = "runs/demo", recipe_overrides: tuple[str, ...] = (), 
     with steps.step("data: easy-VQA as LLaVA JSON, captions for align"):
         train_json, test_json = easyvqa.write(out / "data")
         caption_json = captions.write(out / "data")
-        asked = questions(read_samples(test_json), out / "data" / "easyvqa_test")
+        asked = own_questions(test_json, out / "data" / "easyvqa_test")
         sample = random.Random(0).sample(asked, SAMPLE if test_limit is None else min(test_limit, SAMPLE))
         scores["best answer without the image"] = {"exact_match": easyvqa.blind_score(), "questions": len(asked)}
     with steps.step("assemble the base"):
@@ -139,7 +139,7 @@ def _score(source: Path, asked: list[Question], scores: dict, name: str) -> Scor
 
 def _sheet(out: Path, sample: list[Question], before: Score, after: dict[Question, str]) -> Path:
     cells = [
-        sheet.Cell(q.images[0], q.turns[-1].text.split("\n")[0], q.answer, b, after[q])
+        sheet.Cell(q.images[0], q.turns[-1].text.split("\n")[0], q.answer[0], b, after[q])
         for q, b in zip(sample, before.answers, strict=True)
         if q in after
     ]

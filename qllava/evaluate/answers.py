@@ -7,6 +7,7 @@ out of order is an error that names it: the original's scorers pair some files b
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,21 +15,20 @@ from typing import Any
 from ..errors import UserError
 from .question import Question
 
-Key = tuple[str, str, int]
+Key = tuple[str, str, int, int]  # id, prompt where ids come again, round, and how many the same came before
 
 
 def keys(questions: Sequence[Question]) -> list[Key]:
-    """What tells questions apart: id and round, and the prompt too where ids come again."""
+    """What tells questions apart: id and round; the prompt too where ids come again; their order where even that does."""
     plain = [(str(q.id), "", q.round) for q in questions]
-    if len(set(plain)) == len(plain):
-        return plain
-    full = [(str(q.id), q.shown, q.round) for q in questions]
-    seen: dict[Key, int] = {}
-    for number, key in enumerate(full):
-        if key in seen:
-            raise UserError(f"Questions {seen[key] + 1} and {number + 1} are the same: id {key[0]!r}, {key[1][:80]!r}.")
-        seen[key] = number
-    return full
+    if len(set(plain)) < len(plain):
+        plain = [(str(q.id), q.shown, q.round) for q in questions]
+    seen: Counter[tuple[str, str, int]] = Counter()
+    found = []
+    for key in plain:
+        found.append((*key, seen[key]))
+        seen[key] += 1
+    return found
 
 
 def read_line(line: str, where: str) -> dict[str, Any]:
@@ -57,7 +57,7 @@ def read_answers(file: Path, questions: Sequence[Question]) -> list[str]:
         UserError: a line is malformed, answers no question, answers one again or out of order, or one is missing.
     """
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"Cannot read answers from {file}: {error}.") from None
     rows = [(n, read_line(line, f"{file}, line {n}")) for n, line in enumerate(lines, 1) if line.strip()]
@@ -65,24 +65,26 @@ def read_answers(file: Path, questions: Sequence[Question]) -> list[str]:
     place = {key: i for i, key in enumerate(wanted)}
     prompts = any(key[1] for key in wanted)
     texts: list[str] = []
-    met: dict[Key, int] = {}
+    lines_of: dict[tuple[str, str, int], list[int]] = {}
     for number, row in rows:
         where = f"{file}, line {number}"
         if prompts and not isinstance(row.get("prompt"), str):
             raise UserError(f"{where} needs 'prompt': the ids of this set come again, and the prompt tells them apart.")
-        key = (str(row["question_id"]), row["prompt"] if prompts else "", int(row.get("round_id", 0)))
-        name = f"question {row['question_id']!r}" + (f" ({key[1].splitlines()[0][:60]!r})" if key[1].strip() else "")
-        if key not in place:
+        turn = row.get("round_id") or 0
+        plain = (str(row["question_id"]), row["prompt"] if prompts else "", turn if isinstance(turn, int) else -1)
+        before = lines_of.setdefault(plain, [])
+        name = f"question {row['question_id']!r}" + (f" ({plain[1].strip()[:60]!r})" if prompts else "")
+        if (*plain, 0) not in place:
             raise UserError(f"{where} answers {name}, which this set does not ask.")
-        if key in met:
-            raise UserError(f"{where} answers {name} again; line {met[key]} has already.")
-        if place[key] != len(texts):
+        if (*plain, len(before)) not in place:
+            raise UserError(f"{where} answers {name} again; line {before[-1]} has already.")
+        if place[(*plain, len(before))] != len(texts):
             expected = questions[len(texts)].id
             raise UserError(
                 f"{where} answers {name}, where the question file has {expected!r}: a line is missing before it, "
                 "or the lines are out of order."
             )
-        met[key] = number
+        before.append(number)
         texts.append(row["text"])
     if len(texts) < len(questions):
         last = rows[-1][0] if rows else 0

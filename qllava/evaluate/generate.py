@@ -6,7 +6,8 @@ where its answer begins.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -14,8 +15,7 @@ import torch
 from ..artifact.load import Loaded
 from ..data.collate import collate
 from ..data.tokens import IMAGE
-
-Prompt = Callable[[], dict[str, Any]]  # made when its batch comes up, so that few images are in memory at a time
+from .question import Question, features_of, ids_of
 
 
 @torch.inference_mode()
@@ -51,24 +51,28 @@ def decode(loaded: Loaded, ids: Sequence[int]) -> str:
     return text.strip()
 
 
-def answer_all(
-    loaded: Loaded,
-    prompts: Sequence[Prompt],
-    lengths: Sequence[int],
-    max_new_tokens: int = 128,
-    batch_size: int = 32,
-    done: Callable[[int], None] = lambda count: None,
-) -> list[str]:
-    """An answer for each prompt. Prompts of like length share a batch; `done` is told how many more are answered."""
-    order = sorted(range(len(prompts)), key=lambda i: -lengths[i])
-    answers = [""] * len(prompts)
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
-        ids = generate(loaded, [prompts[i]() for i in chosen], max_new_tokens)
-        for i, answer in zip(chosen, ids, strict=True):
-            answers[i] = decode(loaded, answer)
-        done(len(chosen))
-    return answers
+def answers(
+    loaded: Loaded, questions: Sequence[Question], chosen: Sequence[Sequence[int]], max_new_tokens: int
+) -> Iterator[tuple[Sequence[int], list[str]]]:
+    """For each batch of question numbers in turn: the numbers and their answers. The next batch's images are read meanwhile."""
+
+    def prompts(batch: Sequence[int]) -> list[dict[str, Any]]:
+        return [features_of(questions[i], loaded.processing) for i in batch]
+
+    with ThreadPoolExecutor(1) as reader:
+        coming = [reader.submit(prompts, batch) for batch in chosen[:1]]
+        for number, batch in enumerate(chosen):
+            ready = coming.pop().result()
+            coming += [reader.submit(prompts, after) for after in chosen[number + 1 : number + 2]]
+            yield batch, [decode(loaded, ids) for ids in generate(loaded, ready, max_new_tokens)]
+
+
+def batches(loaded: Loaded, questions: Sequence[Question], numbers: Sequence[int], size: int) -> list[list[int]]:
+    """The questions of these numbers in batches of like length, the longest first, so that what does not fit fails at once."""
+    processing = loaded.processing
+    lengths = {i: prompt_length(ids_of(questions[i], processing), processing.image_tokens) for i in numbers}
+    order = sorted(numbers, key=lambda i: -lengths[i])
+    return [order[i : i + size] for i in range(0, len(order), size)]
 
 
 def prompt_length(ids: Sequence[int], image_tokens: int) -> int:

@@ -12,7 +12,8 @@ from PIL import Image
 
 from ..data.image import open_image
 from ..data.processing import Processing
-from ..data.sample import Turn
+from ..data.sample import PLACEHOLDER, Turn
+from ..data.template import Begin, End, Special, Text
 from ..data.tokens import encode_prompt
 
 
@@ -51,3 +52,22 @@ def features_of(question: Question, processing: Processing) -> dict[str, Any]:
     """
     images: Sequence[Image.Image] = [_open(file, processing.exif) for file in question.images]
     return {"input_ids": ids_of(question, processing), "pixel_values": processing.pixels(images)}
+
+
+def sent(question: Question, processing: Processing) -> str:
+    """The whole prompt as it was sent, special tokens and `<image>` written out."""
+    names = processing.encoder.tokenizer
+    out = []
+    for piece in processing.template.pieces(question.turns):
+        match piece:
+            case Text(text=text):
+                out.append(text)
+            case Special(token=token):
+                out.append(token)
+            case Begin(always=always):
+                out.append((names.bos_token or "") if always or processing.encoder.adds_bos else "")
+            case End():
+                out.append(names.eos_token or "")
+            case _:
+                out.append(PLACEHOLDER)
+    return "".join(out)

@@ -68,7 +68,7 @@ def read_lines(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """
     if not file.is_file():
         raise UserError(f"No file {file}.")
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(file.read_text(encoding="utf-8").split("\n"), 1):
         if not line.strip():
             continue
         where = f"{file}, line {number}"
