@@ -20,6 +20,7 @@ from qllava.evaluate.own import own_questions
 from qllava.evaluate.runner import answer
 
 from .machine import commit, machine
+from .speed.race import ROOT
 
 
 def main() -> None:
@@ -46,7 +47,7 @@ def main() -> None:
         }
         for n, done in found.items()
     ]
-    print(json.dumps({"questions": len(questions), "sizes": rows, "machine": machine(), "commit": commit()}, indent=2))
+    print(json.dumps({"questions": len(questions), "sizes": rows, "machine": machine("cpu"), "commit": commit(ROOT)}, indent=2))
 
 
 if __name__ == "__main__":
