@@ -47,7 +47,11 @@ def main() -> None:
         }
         for n, done in found.items()
     ]
-    print(json.dumps({"questions": len(questions), "sizes": rows, "machine": machine("cpu"), "commit": commit(ROOT)}, indent=2))
+    print(
+        json.dumps(
+            {"questions": len(questions), "sizes": rows, "machine": machine("cpu"), "commit": commit(ROOT)}, indent=2
+        )
+    )
 
 
 if __name__ == "__main__":

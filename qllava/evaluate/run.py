@@ -179,10 +179,10 @@ def tell(result: dict[str, Any]) -> str:
         value = f"{result['main']} {result['parts'][result['main']]:.2f}"
     elif not result["whole"]:
         value = "a first few only: not scored"
-    elif result["server"]:
-        value = f"for {result['server']}: {result['submission']}"
+    elif result["benchmark"] in BENCHMARKS and BENCHMARKS[result["benchmark"]].judged:
+        value = f"waits for a judge: qllava score {result['benchmark']} ANSWERS --judge URL --judge-model NAME"
     else:
-        value = "waits for a judge: qllava score " + result["benchmark"] + " ANSWERS --judge URL --judge-model NAME"
+        value = f"for {result['server']}: {result['submission']}"
     notes = f" ({'; '.join(result['notes'])})" if result["notes"] else ""
     return f"{result['title']}: {value}{notes} [{result['questions']:,} questions{speed}]"
 

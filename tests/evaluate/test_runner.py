@@ -184,7 +184,7 @@ def test_two_processes_share_the_questions(base, questions, tmp_path):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     single = answer(load(base, dtype="float32"), questions, tmp_path / "one", {}, 6, 2).texts
     done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29611", str(tmp_path / "p.py")],
+        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", str(tmp_path / "p.py")],
         capture_output=True, text=True, timeout=300, env=environment,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]

@@ -174,8 +174,8 @@ def judge_answers(root: Path, questions: Sequence[Question], texts: Sequence[str
 
 
 def submit(root: Path, questions: Sequence[Question], texts: Sequence[str], folder: Path) -> Path:
-    """answers.jsonl, as the official review script takes it beside answers_gpt4.jsonl."""
-    file = folder / "answers.jsonl"
+    """llava_bench.jsonl, as the official review script takes it beside answers_gpt4.jsonl."""
+    file = folder / "llava_bench.jsonl"
     folder.mkdir(parents=True, exist_ok=True)
     with file.open("w", encoding="utf-8") as out:
         for question, text in zip(questions, texts, strict=True):

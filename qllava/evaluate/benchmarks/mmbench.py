@@ -1,7 +1,7 @@
-"""MMBench, dev of 2023-07-12: questions with up to four choices. A server scores them, every rotation of the choices (CircularEval).
+"""MMBench, dev of 2023-07-12: questions with up to four choices. A server scores them over all rotations (CircularEval).
 
 `mmbench/mmbench_dev_20230712.tsv` has pictures in base64, and the rotations as rows of their own; or the hub's lmms-lab/MMBench
-(folder `mmbench/en`, split `dev`), which is of another version of the set. Facts: LLaVA's scripts/v1_5/eval/mmbench.sh,
+(folder `mmbench/en`, split `dev`), which may be of another version. Facts: LLaVA's scripts/v1_5/eval/mmbench.sh,
 llava/eval/model_vqa_mmbench.py and scripts/convert_mmbench_for_submission.py. MMBench-CN (mmbench_cn.py) uses this module.
 """
 
@@ -151,8 +151,7 @@ def submit(
 DIFFERENCES = (
     'lmms-eval: hint, question and choices with spaces between, "There are several options:" before the choices, a line left '
     "blank after them; a GPT reads the letter out of the answer.",
-    f"{VLMEVALKIT} It scores on the spot, and not as the server did: xtuner reports 69.2 (dev-en) by one framework where "
-    "another gives the same weights 5 points less.",
+    f"{VLMEVALKIT} xtuner's harness gives LLaVA's own 7B weights 63.0 on dev-en and 57.4 on dev-cn.",
 )
 
 MMBENCH = Benchmark(

@@ -1,8 +1,9 @@
 """SEED-Bench (the first): 14,233 questions about pictures and 5,009 about a video's middle frame, with four choices.
 
 Under `seed_bench/`: `llava-seed-bench.jsonl`, `SEED-Bench.json`, and the pictures in `SEED-Bench-image/` and
-`SEED-Bench-video-image/`; or the parquet files of lmms-lab/SEED-Bench (split `test`), where the middle one of a video's frames is
-taken. Facts: LLaVA's scripts/v1_5/eval/seed.sh and scripts/convert_seed_for_submission.py: an answer is right if it is the letter.
+`SEED-Bench-video-image/`; or the parquet files of lmms-lab/SEED-Bench (split `test`), where the middle one of a video's frames
+is taken. Facts: LLaVA's scripts/v1_5/eval/seed.sh and scripts/convert_seed_for_submission.py: an answer is right if it is
+the letter.
 """
 
 from __future__ import annotations
@@ -155,6 +156,6 @@ SEED = Benchmark(
     submit=submit,
     differences=(
         "lmms-eval: the first character of the answer counts, in either case; all frames of a video are shown.",
-        f"{VLMEVALKIT} SEED-Bench there is its pictures alone.",
+        f"{VLMEVALKIT} Its SEEDBench_IMG is the pictures alone.",
     ),
 )
