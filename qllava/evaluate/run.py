@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,7 @@ def run_benchmarks(
     for b in chosen:
         if not asked[b.name]:
             raise UserError(f"{root} has no questions for {b.title}.")
-    loaded = load(source, base, dtype)
+    loaded = as_original(load(source, base, dtype))
     settings = {
         "model": str(source),
         "base": base,
@@ -101,6 +102,11 @@ def run_benchmarks(
                 )
             meet(world)
     return results
+
+
+def as_original(loaded: Loaded) -> Loaded:
+    """The model with images as the original opens them: not turned as their EXIF says, which VizWiz's phone pictures have."""
+    return replace(loaded, processing=replace(loaded.processing, exif=False))
 
 
 def score_answers(

@@ -6,15 +6,19 @@ import json
 import shutil
 
 import pytest
+import torch
+from PIL import Image
 from sets_choice import make_mmbench, make_mmbench_cn, make_mme, make_pope, make_scienceqa, make_seed
 from sets_judged import judge_server, make_llava_bench, make_mmvet
 from sets_vqa import make_gqa, make_textvqa, make_vizwiz, make_vqav2
 
-from qllava.api import assemble, benchmark, score, scoreboard
+from qllava.api import assemble, benchmark, load, score, scoreboard
+from qllava.data.sample import ask
 from qllava.errors import UserError
 from qllava.evaluate.benchmarks import BENCHMARKS
 from qllava.evaluate.judge import Judge
-from qllava.evaluate.run import tell
+from qllava.evaluate.question import Question, features_of
+from qllava.evaluate.run import as_original, tell
 
 MAKERS = (
     make_vqav2, make_gqa, make_vizwiz, make_scienceqa, make_textvqa, make_pope, make_mme, make_mmbench, make_mmbench_cn,
@@ -116,3 +120,18 @@ def test_a_trial_is_not_scored(base, root, tmp_path):
     assert found["pope"]["parts"] is None and found["vqav2"]["submission"] is None
     assert "not scored" in tell(found["pope"])
     assert (tmp_path / "o" / "pope-first-1" / "answers.jsonl").is_file()
+
+
+def test_pictures_are_not_turned_by_their_exif(base, tmp_path):
+    """The original opens them as they are stored."""
+    picture = Image.new("RGB", (60, 40), "red")
+    picture.paste("blue", (0, 0, 20, 40))
+    exif = Image.Exif()
+    exif[274] = 6  # a phone held upright
+    picture.save(tmp_path / "turned.png", exif=exif)
+    picture.save(tmp_path / "plain.png")
+    loaded = load(base)
+    turned, plain = (Question(1, ask("q", 1), (tmp_path / name,)) for name in ("turned.png", "plain.png"))
+    assert not torch.equal(*(features_of(q, loaded.processing)["pixel_values"] for q in (turned, plain)))
+    original = as_original(loaded).processing
+    assert torch.equal(*(features_of(q, original)["pixel_values"] for q in (turned, plain)))
