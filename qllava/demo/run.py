@@ -105,7 +105,7 @@ def demo(out: str | Path = "runs/demo", recipe_overrides: tuple[str, ...] = (), 
         "projector": str(align),
         "adapter": str(instruct),
         "merged": str(merged),
-        "sheet": str(_sheet(out, sample, before, dict(zip(official, after.answers, strict=True)))),
+        "sheet": str(_sheet(out, sample, before, {q.id: a for q, a in zip(official, after.answers, strict=True)})),
     }
     (out / "report.json").write_text(json.dumps(report, indent=2) + "\n")
     _show(report)
@@ -137,11 +137,12 @@ def _score(source: Path, asked: list[Question], scores: dict, name: str) -> Scor
     return result
 
 
-def _sheet(out: Path, sample: list[Question], before: Score, after: dict[Question, str]) -> Path:
+def _sheet(out: Path, sample: list[Question], before: Score, after: dict[str | int, str]) -> Path:
+    """A picture of test images with the answers of before and after, the latter by the question's id."""
     cells = [
-        sheet.Cell(q.images[0], q.turns[-1].text.split("\n")[0], q.answer[0], b, after[q])
+        sheet.Cell(q.images[0], q.turns[-1].text.split("\n")[0], q.answer[0], b, after[q.id])
         for q, b in zip(sample, before.answers, strict=True)
-        if q in after
+        if q.id in after
     ]
     return sheet.write(cells[: sheet.CELLS], out / "sheet.png")
 

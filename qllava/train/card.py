@@ -62,7 +62,7 @@ class Meter:
         world = trainer.args.world_size
         return {
             "steps": trainer.state.global_step,
-            "seconds": round(seconds, 1),
+            "seconds": round(seconds, 3),
             "processes": world,
             "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
             "loss": losses[-1] if losses else None,

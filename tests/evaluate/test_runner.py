@@ -170,7 +170,7 @@ def test_two_processes_share_the_questions(base, questions, tmp_path):
     """As torchrun starts them; what one of three had answered before is left out."""
     told = [(q.id, q.turns[0].text, len(q.images), [str(f) for f in q.images]) for q in questions]
     program = textwrap.dedent(f"""
-        import sys
+        import os
         from pathlib import Path
         from qllava.artifact.load import load
         from qllava.data.sample import ask
@@ -178,7 +178,7 @@ def test_two_processes_share_the_questions(base, questions, tmp_path):
         from qllava.evaluate.runner import answer
         asked = [Question(i, ask(t, n), tuple(map(Path, f))) for i, t, n, f in {told!r}]
         done = answer(load({str(base)!r}, dtype="float32"), asked, Path({str(tmp_path / "two")!r}), {{}}, 6, 2)
-        print(done.asked, len(done.texts))
+        Path({str(tmp_path)!r}, "told-" + os.environ["RANK"]).write_text(f"{{done.asked}} {{len(done.texts)}}")
     """)
     (tmp_path / "p.py").write_text(program)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
@@ -188,5 +188,5 @@ def test_two_processes_share_the_questions(base, questions, tmp_path):
         capture_output=True, text=True, timeout=300, env=environment,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.split() == ["11", "11"] * 2
+    assert [(tmp_path / f"told-{rank}").read_text() for rank in (0, 1)] == ["11 11"] * 2
     assert [r["text"] for r in lines(tmp_path / "two" / "answers.jsonl")] == single
