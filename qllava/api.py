@@ -136,14 +136,17 @@ def evaluate(source: Source, data: Source, image_root: Source | None = None, **o
 
 def benchmark(source: Source, names: Sequence[str], root: Source, **options: Any) -> dict[str, dict[str, Any]]:
     """A model's answers to the paper's benchmarks. See `qllava.evaluate.run.run_benchmarks`."""
+    from .evaluate.benchmarks import named
+
+    named(names)  # a wrong name is told before the seconds that the libraries take
     from .evaluate.run import run_benchmarks
 
     return run_benchmarks(source, names, root, **options)
 
 
 def score(name: str, answers: Source, root: Source, **options: Any) -> dict[str, Any]:
-    """An answer file's score, and its submission. See `qllava.evaluate.run.score_answers`."""
-    from .evaluate.run import score_answers
+    """An answer file's score, and its submission. See `qllava.evaluate.results.score_answers`."""
+    from .evaluate.results import score_answers
 
     return score_answers(name, answers, root, **options)
 
@@ -156,7 +159,7 @@ def scoreboard(
     Args:
         record: scores that servers gave to the answers of the only run, as `vqav2=78.4`, to be kept with it first.
     """
-    from .evaluate.scoreboard import record_scores
+    from .evaluate.record import record_scores
     from .evaluate.scoreboard import scoreboard as run
 
     record_scores([Path(r) for r in runs], record)

@@ -8,17 +8,23 @@ from typing import Annotated, Any
 import typer
 
 from .. import api
-from ..console import first_process, table
+from ..console import first_process, note, safe, table
 from ..errors import UserError
 from .door import Base, Json, app, show
 
+DATA = Path("playground/data/eval")
 Root = Annotated[
     Path | None,
     typer.Option(
-        help="Folder of the evaluation data, in the layout of LLaVA's playground/data/eval, or hub data sets in it."
+        help="Folder of the evaluation data, in the layout of LLaVA's playground/data/eval, or hub data sets in it.",
+        show_default=str(DATA),
     ),
 ]
-DATA = Path("playground/data/eval")
+BENCHMARKS = (
+    "vqav2", "gqa", "vizwiz", "scienceqa", "textvqa_ocr", "textvqa_noocr", "pope", "mme", "mmbench", "mmbench_cn", "seed",
+    "llava_bench", "mmvet",
+)  # fmt: skip  # here as well, so that --help need not read them
+UNITS = {"exact_match": "%", "vqa_accuracy": "%", "rouge_l": "of 100", "cider": "of 1,000"}
 
 
 @app.command(
@@ -34,7 +40,7 @@ def evaluate(
     ] = None,
     benchmark: Annotated[
         list[str] | None,
-        typer.Option(help="One of the paper's benchmarks, or all; may come several times. qllava score lists them."),
+        typer.Option(help=f"One of the paper's, or all; may come several times: {', '.join(BENCHMARKS)}."),
     ] = None,
     root: Root = None,
     out: Annotated[
@@ -46,10 +52,11 @@ def evaluate(
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many questions.")] = None,
     batch_size: Annotated[int, typer.Option(min=1)] = 32,
     max_new_tokens: Annotated[
-        int | None, typer.Option(min=1, help="For your own set; a benchmark has its own.", show_default="32")
+        int | None, typer.Option(min=1, help="For your own set, 32 by default; a benchmark has its own.")
     ] = None,
     metric: Annotated[
-        list[str] | None, typer.Option(help="exact_match, vqa_accuracy, rouge_l, cider; may come several times.")
+        list[str] | None,
+        typer.Option(help="exact_match (always), vqa_accuracy, rouge_l, cider; may come several times."),
     ] = None,
     by: Annotated[str | None, typer.Option(help="Key of the JSON's rows that holds a question's type.")] = None,
     guard: Annotated[
@@ -81,9 +88,14 @@ def evaluate(
     if benchmark:
         foreign = [f"--{k.replace('_', '-')}" for k, v in own.items() if v]
         if foreign:
-            raise UserError(f"{', '.join(foreign)} belong to --data; a benchmark has its own.")
+            verb = "belongs" if len(foreign) == 1 else "belong"
+            raise UserError(f"{', '.join(foreign)} {verb} to --data, not to --benchmark.")
         results = api.benchmark(source, benchmark, root or DATA, **common)
         _told(results, as_json)
+        if first_process() and not as_json:
+            from ..evaluate.run import place_of
+
+            note(f"Answers and results are in {place_of(source, out)}; next: qllava scoreboard {place_of(source, out)}")
         return
     if root is not None:
         raise UserError("--root belongs to --benchmark; --data takes --image-root.")
@@ -93,10 +105,12 @@ def evaluate(
         show(result)
     elif first_process():
         _own(result)
+        if out is not None:
+            note(f"Answers and result.json are in {out}.")
 
 
 def _told(results: dict[str, dict[str, Any]], as_json: bool) -> None:
-    from ..evaluate.run import tell
+    from ..evaluate.results import tell
 
     if as_json:
         show(results)
@@ -106,37 +120,31 @@ def _told(results: dict[str, dict[str, Any]], as_json: bool) -> None:
 
 def _own(result: dict[str, Any]) -> None:
     metrics = list(result["metrics"])
+    heads = [f"{m} ({UNITS[m]})" for m in metrics]
     if len(result["by_type"]) > 1:
         rows = [
             (kind, found["questions"], *(f"{100 * found[m]:.2f}" for m in metrics))
             for kind, found in result["by_type"].items()
         ]
-        table("By type (each times 100)", ("type", "questions", *metrics), rows)
+        table("By type", ("type", "questions", *heads), rows)
     if "guard" in result:
         g = result["guard"]
-        table(
-            f"What it cost: {g['after']['questions']:,} general questions, before ({g['model']}) and after (each times 100)",
-            ("metric", "before", "after", "change"),
-            [
-                (
-                    m,
-                    f"{100 * g['before']['metrics'][m]:.2f}",
-                    f"{100 * g['after']['metrics'][m]:.2f}",
-                    f"{100 * v:+.2f}",
-                )
-                for m, v in g["change"].items()
-            ],
-        )
+        rows = [
+            (head, f"{100 * g['before']['metrics'][m]:.2f}", f"{100 * g['after']['metrics'][m]:.2f}", f"{100 * v:+.2f}")
+            for head, (m, v) in zip(heads, g["change"].items(), strict=True)
+        ]
+        title = f"What it cost: {g['after']['questions']:,} general questions, before ({g['model']}) and after"
+        table(title, ("metric", "before", "after", "change"), rows)
     rate = result["questions_per_second"]
     speed = f", {rate:,.1f} questions a second" if rate else ""
     print(f"exact match {100 * result['exact_match']:.2f} % ({result['correct']:,} of {result['questions']:,}{speed})")
     for name in metrics[1:]:
-        print(f"{name} {100 * result['metrics'][name]:.2f}")
+        print(f"{name} {100 * result['metrics'][name]:.2f} {UNITS[name]}")
 
 
 @app.command(epilog="Example: qllava score pope runs/eval/mine/pope/answers.jsonl --root playground/data/eval")
 def score(
-    benchmark: Annotated[str, typer.Argument(help="The benchmark's name; a wrong one lists them.")],
+    benchmark: Annotated[str, typer.Argument(help=f"The benchmark's name: {', '.join(BENCHMARKS)}.")],
     answers: Annotated[Path, typer.Argument(help="Answer file (JSONL), ours or of LLaVA's own scripts.")],
     root: Root = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the result; by default the answer file's.")] = None,
@@ -161,16 +169,24 @@ def score(
     result = api.score(benchmark, answers, root or DATA, out=out, judge=who, reference=reference)
     if as_json:
         show(result)
-    else:
-        _told({benchmark: result}, False)
-        table(result["title"], ("part", "score"), [(k, f"{v:.2f}") for k, v in (result["parts"] or {}).items()])
+        return
+    from ..evaluate.results import tell
+
+    if result["parts"]:
+        counts = ("parse failures",)
+        rows = [(k, f"{v:.0f}" if k in counts else f"{v:.2f}") for k, v in result["parts"].items()]
+        table(result["title"], ("part", "score"), rows)
+    print(tell(result, asked=False))
 
 
 @app.command(epilog="Example: qllava scoreboard runs/eval/mine --expect llava-1.5-7b-lora --out board")
 def scoreboard(
     runs: Annotated[list[Path], typer.Argument(help="Folders of qllava eval, such as runs/eval/mine.")],
     expect: Annotated[
-        str | None, typer.Option(help="The published model to compare with, such as llava-1.5-7b-lora.")
+        str | None,
+        typer.Option(
+            help="The published model to compare with: llava-1.5-7b, llava-1.5-7b-lora, llava-1.5-13b, …; a wrong one lists them."
+        ),
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder for scoreboard.md, .json, .html and chart.png; none by default.")
@@ -185,7 +201,30 @@ def scoreboard(
     board = api.scoreboard(runs, expect, out, record=record or ())
     if as_json:
         show(board)
-    else:
-        from ..evaluate.scoreboard_page import markdown
+        return
+    from rich.console import Console
 
-        print(markdown(board))
+    from ..evaluate.scoreboard_page import verdicts
+
+    against = f"against {board['expect_title']}" if expect else "no row to compare with: --expect names one"
+    for run in board["runs"]:
+        head, rows = verdicts(board, run)
+        ran = [
+            row
+            for row, b in zip(rows, board["benchmarks"], strict=True)
+            if run["cells"][b["name"]]["verdict"] != "not run"
+        ]
+        table(
+            safe(f"{run['name']}, {against}"),
+            head[:-1],
+            [[*map(safe, row[:-1])] for row in ran],
+            Console(highlight=False),
+        )
+        left = [b["name"] for b in board["benchmarks"] if run["cells"][b["name"]]["verdict"] == "not run"]
+        remarks = [f"{row[0]}: {row[-1]}" for row in ran if row[-1]] + run["notes"]
+        for remark in [*remarks, *([f"Not run: {', '.join(left)}."] if left else [])]:
+            note(remark)
+    if record:
+        note(f"Recorded in {runs[0]}: {', '.join(record)}.")
+    if out is not None:
+        note(f"Written to {out}: scoreboard.html, .md, .json and chart.png.")

@@ -15,6 +15,8 @@ from typing import Any
 from ..errors import UserError
 from .question import Question
 
+FILE = "answers.jsonl"  # what qllava's own is called
+
 Key = tuple[str, str, int, int]  # id, prompt where ids come again, round, and how many the same came before
 
 

@@ -24,7 +24,8 @@ from ..errors import UserError
 from .generate import answers, batches
 from .metrics import METRICS, check, exact_match, kind_of
 from .question import Question
-from .run import RESULT, identity, source_name
+from .results import RESULT
+from .run import identity, source_name
 from .runner import Answered, answer, together
 
 
@@ -155,7 +156,7 @@ def evaluate(
     known = None if general is None else own_questions(general, Path(guard_root) if guard_root else general.parent)
     earlier = None if known is None else (before or model_before(source))
     loaded = load(source, base, dtype)
-    size = {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
+    size = {"max_new_tokens": max_new_tokens, "batch_size": batch_size, "lasting": out is not None}
     with together() as (rank, _), _folder(out, source) as place:
         done = _ask(loaded, questions, place / "set" if known else place, source, base, size)
         result = figures(questions, done.texts, metrics)
@@ -184,15 +185,22 @@ def model_before(source: str | Path) -> str:
     manifest = None if folder is None else read_manifest(folder)
     if manifest is not None and manifest.base is not None:
         start = (manifest.recipe or {}).get("projector")
-        if start and find_artifact(start) is not None:
+        if start:
+            if find_artifact(start) is None:
+                raise UserError(
+                    f"{source} was trained from the projector in {start}, which is not there (seen from {Path.cwd()}). "
+                    "Run it from where it was trained, or name the model before its training with --before."
+                )
             return str(start)
         if isinstance(manifest.base.source, str):
             return manifest.base.source
-    raise UserError(f"{source} does not say what it was trained from. Name that model with --before.")
+    raise UserError(
+        f"{source} does not say what it was trained from, as no merged model does. Name that model with --before."
+    )
 
 
 def _ask(
-    loaded: Loaded, questions: list[Question], place: Path, source: str | Path, base: str | None, size: dict[str, int]
+    loaded: Loaded, questions: list[Question], place: Path, source: str | Path, base: str | None, size: dict[str, Any]
 ) -> Answered:
     settings = {"model": str(source), "base": base, "weights": identity(source, loaded)}
     return answer(loaded, questions, place, settings, **size)

@@ -22,11 +22,11 @@ import torch.distributed as dist
 from .. import console
 from ..artifact.load import Loaded
 from ..errors import UserError
-from .answers import keys, read_answers, read_line
+from .answers import FILE, keys, read_answers, read_line
 from .generate import answers, batches
 from .question import Question, sent
 
-FILE, SETTINGS = "answers.jsonl", "settings.json"
+SETTINGS = "settings.json"
 WAIT = timedelta(hours=6)  # for the slowest process's share
 
 
@@ -78,11 +78,13 @@ def answer(
     max_new_tokens: int = 128,
     batch_size: int = 32,
     title: str = "answering",
+    lasting: bool = True,
 ) -> Answered:
     """Greedy answers to all questions, those that `folder` holds already left out.
 
     Args:
         settings: what must be the same for answers to belong together: model, set, prompts.
+        lasting: whether the folder is there after an interruption, which says so then.
 
     Raises:
         UserError: `folder` holds answers of other settings, or a line of it is damaged.
@@ -97,17 +99,27 @@ def answer(
         meet(world)  # nobody writes before all have read
         left = [i for i in range(len(questions)) if i not in done]
         mine = batches(loaded, questions, left, batch_size)[rank::world] if left else []
-        started = time.perf_counter()
-        with (
-            console.progress(title, sum(map(len, mine))) as advance,
-            (folder / f"answers.part-{rank}.jsonl").open("a", encoding="utf-8") as part,
-        ):
-            for numbers, texts in answers(loaded, questions, mine, max_new_tokens):
-                for i, text in zip(numbers, texts, strict=True):
-                    row = _row(i, questions[i], text, loaded, settings)
-                    part.write(json.dumps(row, ensure_ascii=False) + "\n")
-                part.flush()
-                advance(len(numbers))
+        if done and left:
+            console.note(
+                f"{title}: {len(done):,} of {len(questions):,} are answered in {folder}; going on with the others."
+            )
+        started, now = time.perf_counter(), 0
+        try:
+            with (
+                console.progress(title, sum(map(len, mine))) as advance,
+                (folder / f"answers.part-{rank}.jsonl").open("a", encoding="utf-8") as part,
+            ):
+                for numbers, texts in answers(loaded, questions, mine, max_new_tokens):
+                    rows = [_row(i, questions[i], t, loaded, settings) for i, t in zip(numbers, texts, strict=True)]
+                    part.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+                    part.flush()
+                    now += len(numbers)
+                    advance(len(numbers))
+        except KeyboardInterrupt:
+            kept = f"{len(done) + now:,} of {len(questions):,} answers" if world == 1 else "the answers until now"
+            if lasting:
+                console.note(f"{title}: {kept} are kept in {folder}; the same command goes on from there.")
+            raise
         meet(world)
         seconds = time.perf_counter() - started
         if rank == 0:
@@ -140,7 +152,12 @@ def _open(folder: Path, settings: Mapping[str, Any]) -> None:
             before = json.loads(file.read_text())
             other = sorted(k for k in before.keys() | settings.keys() if before.get(k) != settings.get(k))
             if other:
-                changes = "; ".join(f"{k}: {before.get(k)!r} there, {settings.get(k)!r} now" for k in other)
+                changes = "; ".join(
+                    "the questions are others (another set, or --limit)"
+                    if k == "questions"
+                    else f"{k}: {before.get(k)!r} there, {settings.get(k)!r} now"
+                    for k in other
+                )
                 raise UserError(
                     f"{folder} holds answers of other settings ({changes}). Name another --out, or remove it."
                 )
@@ -168,7 +185,10 @@ def _done(folder: Path, named: Sequence[Any], questions: Sequence[Question]) -> 
             if not line:
                 continue
             where = f"{part}, line {n}"
-            row = read_line(line, where)
+            try:
+                row = read_line(line, where)
+            except UserError as error:
+                raise UserError(f"{error} Remove that line, and its question is asked again.") from None
             number = (row.get("metadata") or {}).get("number")
             if (
                 not isinstance(number, int)

@@ -6,26 +6,23 @@ In: the folders of one or more runs, with `BENCHMARK/result.json` in them. Out: 
 
 from __future__ import annotations
 
-import json
-import math
 import re
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
-from datetime import date as Date
 from pathlib import Path
 from typing import Any
 
 from ..errors import UserError, nearest
 from . import scoreboard_page as page
 from .bands import band
-from .benchmarks.base import Benchmark, read_json
+from .benchmarks.base import Benchmark, shortfall
 from .benchmarks.paper import MODELS
+from .results import RESULT, main_score, number, read_result
 
-RESULT = "result.json"
 WITHIN, ABOVE, BELOW = "within the band", "above", "below"
 NOT_RUN, SERVER, JUDGE = "not run", "waits for the server", "waits for a judge"
 NOT_SCORED = "not scored"
 OTHER_JUDGE, OTHER_TASK = "another judge: not comparable", "another task"
+OTHER_ROW, PART = "the reference is another model", "a part of the set"
 UNPUBLISHED, NO_BAND = "no published figure", "no known band"
 OTHER_TASKS = {
     "textvqa_noocr": "the published TextVQA figures are with OCR tokens in the prompt (haotian-liu/LLaVA#515)"
@@ -85,56 +82,6 @@ def scoreboard(
     return board
 
 
-def record(folder: str | Path, value: float, date: str) -> dict[str, Any]:
-    """Writes the score that a server gave into a benchmark's `result.json`; returns the result.
-
-    Args:
-        folder: the benchmark's, with `result.json` in it.
-        date: of the server's answer, such as 2026-01-31.
-
-    Raises:
-        UserError: there is no result, it is scored already, or value or date is none.
-    """
-    file = Path(folder) / RESULT
-    result = _read(file)
-    if _score(result, file) is not None:
-        raise UserError(f"{file} is scored already: {result['main']} {_score(result, file):g}.")
-    if not math.isfinite(value):
-        raise UserError(f"{value} is no score.")
-    try:
-        Date.fromisoformat(date)
-    except ValueError:
-        raise UserError(f"'{date}' is no date like 2026-01-31.") from None
-    result |= {"server_score": value, "server_date": date}
-    page.replace(file, (json.dumps(result, indent=2, ensure_ascii=False) + "\n").encode())
-    return result
-
-
-def record_scores(runs: Sequence[str | Path], records: Sequence[str], date: str | None = None) -> None:
-    """Records several scores, each as `vqav2=78.4`, of the only run; today's unless a date is given.
-
-    Raises:
-        UserError: there are several runs, or a name or a number is wrong, and nothing is written; or one is scored.
-    """
-    if records and len(runs) != 1:
-        raise UserError(f"A server's score belongs to one run; {len(runs)} are named. Name that one alone.")
-    values: list[tuple[Path, float]] = []
-    for text in records:
-        name, _, number = text.partition("=")
-        folder = Path(runs[0]) / name.strip()
-        try:
-            values.append((folder, float(number)))
-        except ValueError:
-            raise UserError(f"'{text}' is no score such as vqav2=78.4.") from None
-        if not math.isfinite(values[-1][1]):
-            raise UserError(f"'{text}' is no score such as vqav2=78.4.")
-        if not name.strip() or not (folder / RESULT).is_file():
-            known = sorted(file.parent.name for file in Path(runs[0]).glob(f"*/{RESULT}"))
-            raise UserError(f"{runs[0]} has no result of '{name}'.{nearest(name, known)} It has: {', '.join(known)}.")
-    for folder, value in values:
-        record(folder, value, date or datetime.now(UTC).date().isoformat())
-
-
 def _published(benchmarks: Mapping[str, Benchmark]) -> dict[str, dict[str, float]]:
     """Main scores by model, by benchmark; models in the order of `MODELS`."""
     found: dict[str, dict[str, float]] = {}
@@ -146,48 +93,22 @@ def _published(benchmarks: Mapping[str, Benchmark]) -> dict[str, dict[str, float
     return dict(sorted(found.items(), key=lambda item: order.get(item[0], len(order))))
 
 
-def _read(file: Path) -> dict[str, Any]:
-    result = read_json(file)
-    if not isinstance(result, dict) or not isinstance(result.get("benchmark"), str):
-        raise UserError(f"{file} is no result of `qllava eval`: it has no 'benchmark'.")
-    if not isinstance(result.get("main"), str):
-        raise UserError(f"{file} has no 'main', the name of its score.")
-    questions = result.get("questions")
-    if not isinstance(questions, int) or isinstance(questions, bool) or questions < 0:
-        raise UserError(f"{file} has no count of 'questions'.")
-    for name, kind in (("parts", dict), ("judge", dict), ("reference", dict), ("notes", list)):
-        if result.get(name) is not None and not isinstance(result[name], kind):
-            raise UserError(f"{file}: '{name}' is {type(result[name]).__name__}, not {kind.__name__} or null.")
-    return result
-
-
-def _number(value: Any, file: Path, name: str) -> float | None:
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise UserError(f"{file}: '{name}' is {value!r}, not a number.")
-    return float(value)
-
-
-def _score(result: dict[str, Any], file: Path) -> float | None:
-    return _number((result.get("parts") or {}).get(result["main"]), file, result["main"])
-
-
 def _run(folder: Path, name: str, benchmarks: Mapping[str, Benchmark], expect: str | None) -> dict[str, Any]:
     files = sorted(folder.glob(f"*/{RESULT}"))
     if not files:
         raise UserError(f"{folder} has no BENCHMARK/{RESULT}. It is the folder that `qllava eval --benchmark` wrote.")
     read: dict[str, tuple[Path, dict[str, Any]]] = {}
+    tried: dict[str, int] = {}
     notes: list[str] = []
     for file in files:
-        result = _read(file)
+        result = read_result(file)
         of = result["benchmark"]
         if of not in benchmarks:
             raise UserError(f"{file} is of an unknown benchmark '{of}'.{nearest(of, benchmarks)}")
         if result["main"] != benchmarks[of].main:
             raise UserError(f"{file}: its score is '{result['main']}'; {of}'s is '{benchmarks[of].main}'.")
         if result.get("whole") is False:
-            notes.append(f"{file.parent.name}: only the first few questions were asked; left out.")
+            tried[of] = max(tried.get(of, 0), result["questions"])
         elif of in read:
             raise UserError(f"{read[of][0]} and {file} are both of {of}.")
         else:
@@ -197,7 +118,13 @@ def _run(folder: Path, name: str, benchmarks: Mapping[str, Benchmark], expect: s
     sources = sorted({str(r["source"]) for r in results if r.get("source")})
     if len(prints) > 1 or len(sources) > 1:
         notes.append("These results are not all of one model: " + ", ".join(sources + prints) + ".")
-    cells = {n: _cell(b, *read[n], expect) if n in read else {"verdict": NOT_RUN} for n, b in benchmarks.items()}
+    cells = {
+        n: _cell(b, *read[n], expect)
+        if n in read
+        else {"verdict": f"only the first {tried[n]:,} asked" if n in tried else NOT_RUN}
+        for n, b in benchmarks.items()
+    }
+    notes += _common([cells[n] for n in read])
     return {
         "name": name,
         "folder": str(folder),
@@ -208,10 +135,20 @@ def _run(folder: Path, name: str, benchmarks: Mapping[str, Benchmark], expect: s
     }
 
 
+def _common(cells: Sequence[dict[str, Any]]) -> list[str]:
+    """Takes out of several cells the notes that all of them have, which are then the run's."""
+    if len(cells) < 2:
+        return []
+    shared = [note for note in cells[0]["notes"] if all(note in cell["notes"] for cell in cells[1:])]
+    for cell in cells:
+        cell["notes"] = [note for note in cell["notes"] if note not in shared]
+    return shared
+
+
 def _cell(b: Benchmark, file: Path, result: dict[str, Any], expect: str | None) -> dict[str, Any]:
     """A score, what it is compared with, and the verdict; `against` is set where that is not the published row."""
-    score, judge = _score(result, file), _judge(result)
-    if score is None and (score := _number(result.get("server_score"), file, "server_score")) is not None and b.judged:
+    score, judge = main_score(result, file), _judge(result)
+    if score is None and (score := number(result.get("server_score"), file, "server_score")) is not None and b.judged:
         judge = f"{b.server or 'a server'}, {result.get('server_date')}"
     kept = ("questions", "submission", "batch_size", "dtype", "max_new_tokens", "date", "server_date")
     cell: dict[str, Any] = {
@@ -224,8 +161,15 @@ def _cell(b: Benchmark, file: Path, result: dict[str, Any], expect: str | None) 
     if b.name in OTHER_TASKS:
         return cell | {"verdict": OTHER_TASK, "notes": [*cell["notes"], OTHER_TASKS[b.name]]}
     if b.judged:
-        return cell | _judged(b, file, result, score, judge, expect)
-    if expect is None:
+        cell |= _judged(b, file, result, score, judge, expect)
+    if lacking := shortfall(b, result["questions"]):
+        return cell | {
+            "verdict": PART,
+            "band": None,
+            "band_source": None,
+            "notes": [*cell["notes"], *({lacking} - {*cell["notes"]})],
+        }
+    if b.judged or expect is None:
         return cell
     published = b.paper.get(expect, {}).get(b.main)
     return cell | (
@@ -236,16 +180,16 @@ def _cell(b: Benchmark, file: Path, result: dict[str, Any], expect: str | None) 
 def _judged(
     b: Benchmark, file: Path, result: dict[str, Any], score: float, judge: str | None, expect: str | None
 ) -> dict[str, Any]:
-    """Comparable are only published answers that the same judge scored again, and only those of the expected model."""
+    """Comparable are only published answers that the same judge scored again, and of published models only the expected."""
     reference = result.get("reference") or {}
     parts = reference.get("parts")
-    theirs = _number(parts.get(b.main) if isinstance(parts, dict) else None, file, f"reference {b.main}")
+    theirs = number(parts.get(b.main) if isinstance(parts, dict) else None, file, f"reference {b.main}")
     if theirs is None or judge is None:
         return {"verdict": OTHER_JUDGE}
     name = str(reference.get("name"))
     found = _compare(b, score, theirs, result["questions"]) | {"against": f"{name}, by the same judge"}
-    if expect is not None and slug(name) != expect:
-        found |= {"verdict": OTHER_JUDGE, "band": None, "band_source": None}
+    if expect is not None and slug(name) in MODELS and slug(name) != expect:
+        found |= {"verdict": OTHER_ROW, "band": None, "band_source": None}
     return found
 
 

@@ -19,7 +19,7 @@ Table = tuple[list[str], list[list[str]]]
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 78em; padding: 0 1em; color: #1a1a1a; }
 h1, h2 { font-weight: 600; } h2 { margin-top: 2em; font-size: 1.2em; }
-.wide { overflow-x: auto; } table { border-collapse: collapse; }
+.wide { overflow-x: auto; font-size: 13px; } table { border-collapse: collapse; }
 th, td { padding: .3em .7em; border-bottom: 1px solid #ddd;
 text-align: left; vertical-align: top; } th { border-bottom: 2px solid #888; } img { max-width: 100%; }
 tr.ours td { background: #eef4fb; font-weight: 600; } tr.expected td { background: #f3f3f3; }
@@ -84,7 +84,8 @@ def _ours(cell: dict[str, Any], judged: bool) -> str:
     return f"{number(cell['score'])} ({cell['judge']})" if cell["judge"] else "withheld: no judge and date"
 
 
-def _verdicts(board: Board, run: dict[str, Any]) -> Table:
+def verdicts(board: Board, run: dict[str, Any]) -> Table:
+    """A run's cells, one row a benchmark; the last column holds remarks."""
     head = ["benchmark", "ours", "expected", "difference", "band", "verdict", "remarks"]
     rows = []
     for b in board["benchmarks"]:
@@ -124,6 +125,14 @@ def _parts(board: Board) -> Iterator[tuple[str, Any]]:
     else:
         yield "p", "Compared with no row; --expect names one."
     yield "chart", "Scores of the runs"
+    for run in board["runs"]:
+        yield "h2", f"Verdicts: {run['name']}"
+        about = ", ".join([*run["sources"], *run["fingerprints"]])
+        if about:
+            yield "p", f"Model: {about}."
+        yield "table", verdicts(board, run)
+        for note in run["notes"]:
+            yield "p", note
     yield "h2", "Scores"
     yield "scores", _scores(board)
     yield "p", "Published rows: arXiv 2310.03744, tables 3 and 4, and LLaVA's model zoo."
@@ -133,14 +142,6 @@ def _parts(board: Board) -> Iterator[tuple[str, Any]]:
             "† Scored by a model. The published figures are by judges that are gone or changed (LLaVA-Bench: "
             "gpt-4-0314); ours names its judge and the date. Only answers that one judge scored can be compared.",
         )
-    for run in board["runs"]:
-        yield "h2", f"Verdicts: {run['name']}"
-        about = ", ".join([*run["sources"], *run["fingerprints"]])
-        if about:
-            yield "p", f"Model: {about}."
-        yield "table", _verdicts(board, run)
-        for note in run["notes"]:
-            yield "p", note
     if bands := _bands(board):
         yield "h2", "Bands"
         yield (

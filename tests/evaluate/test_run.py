@@ -13,12 +13,15 @@ from sets_judged import judge_server, make_llava_bench, make_mmvet
 from sets_vqa import make_gqa, make_textvqa, make_vizwiz, make_vqav2
 
 from qllava.api import assemble, benchmark, load, score, scoreboard
+from qllava.cli import main, scores
 from qllava.data.sample import ask
 from qllava.errors import UserError
 from qllava.evaluate.benchmarks import BENCHMARKS
 from qllava.evaluate.judge import Judge
+from qllava.evaluate.metrics import METRICS
 from qllava.evaluate.question import Question, features_of
-from qllava.evaluate.run import as_original, tell
+from qllava.evaluate.results import tell
+from qllava.evaluate.run import as_original
 
 MAKERS = (
     make_vqav2, make_gqa, make_vizwiz, make_scienceqa, make_textvqa, make_pope, make_mme, make_mmbench, make_mmbench_cn,
@@ -101,9 +104,59 @@ def test_results_become_a_scoreboard(done, tmp_path):
     copy = tmp_path / "tiny"
     shutil.copytree(out, copy)
     recorded = scoreboard([copy], "llava-1.5-7b-lora", record=["vqav2=79.0"])
-    assert recorded["runs"][0]["cells"]["vqav2"]["verdict"] == "within the band"
+    cell = recorded["runs"][0]["cells"]["vqav2"]
+    assert cell["verdict"] == "a part of the set" and cell["score"] == 79.0
     with pytest.raises(UserError, match="is no score such as"):
         scoreboard([copy], record=["vqav2"])
+
+
+def test_what_servers_and_judges_said_stays_with_the_same_answers(done, base, root, tmp_path):
+    out = tmp_path / "tiny"
+    shutil.copytree(done[0], out)
+    scoreboard([out], record=["vqav2=79.0"])
+    with judge_server() as server:
+        judged = score("mmvet", out / "mmvet" / "answers.jsonl", root, judge=server.judge())
+    again = benchmark(base, ["vqav2", "mmvet"], root, out=out, dtype="float32")  # all is answered there
+    assert again["vqav2"]["asked_now"] == 0 and again["vqav2"]["server_score"] == 79.0
+    assert again["mmvet"]["parts"] == judged["parts"] and again["mmvet"]["judge"] == judged["judge"]
+    other = out / "vqav2" / "other.jsonl"
+    other.write_text((out / "vqav2" / "answers.jsonl").read_text().replace('"text": "', '"text": "x'))
+    assert "server_score" not in score("vqav2", other, root)
+
+
+def test_the_door_tells_verdicts_and_where_things_lie(done, root, tmp_path, capsys):
+    out = tmp_path / "tiny"
+    shutil.copytree(done[0], out)
+    main_(["scoreboard", out, "--expect", "llava-1.5-7b-lora", "--record", "vqav2=79", "--out", tmp_path / "b"])
+    told, err = capsys.readouterr()
+    assert "VQAv2" in told and "a part of the set" in told and "waits for a judge" in told and "---" not in told
+    assert "Written to" in err and "Recorded in" in err
+    main_(["score", "vqav2", out / "vqav2" / "answers.jsonl", "--root", root])
+    told, err = capsys.readouterr()
+    assert "vqav2.json" in told and "a second" not in told and "score" not in err
+    main_(["score", "pope", out / "pope" / "answers.jsonl", "--root", root])
+    assert "f1" in capsys.readouterr().err
+
+
+def main_(words):
+    with pytest.raises(SystemExit) as ended:
+        main([str(word) for word in words])
+    assert ended.value.code == 0
+
+
+def test_the_door_names_all_benchmarks():
+    assert tuple(BENCHMARKS) == scores.BENCHMARKS and scores.UNITS.keys() == METRICS.keys()
+
+
+def test_a_submission_that_cannot_be_written_stops_no_other_benchmark(base, root, tmp_path):
+    data = tmp_path / "eval"
+    shutil.copytree(root, data)
+    (data / "vqav2" / "llava_vqav2_mscoco_test2015.jsonl").unlink()
+    with pytest.raises(UserError, match=r"VQAv2: .*test2015.* Its answers are kept in"):
+        benchmark(base, ["vqav2", "pope"], data, out=tmp_path / "o", dtype="float32")
+    assert (tmp_path / "o" / "pope" / "result.json").is_file() and (
+        tmp_path / "o" / "vqav2" / "answers.jsonl"
+    ).is_file()
 
 
 def test_what_is_wrong_is_said_before_a_model_is_read(root, tmp_path):
@@ -113,6 +166,14 @@ def test_what_is_wrong_is_said_before_a_model_is_read(root, tmp_path):
         benchmark("nowhere", ["pope"], tmp_path / "none")
     with pytest.raises(UserError, match="pope"):
         benchmark("nowhere", ["pope"], tmp_path)
+    with pytest.raises(UserError) as error:
+        benchmark("nowhere", ["all"], tmp_path)
+    assert all(b.title in str(error.value) for b in BENCHMARKS.values())
+    assert "llava_gqa_testdev_balanced.jsonl" in str(error.value)
+    with pytest.raises(UserError, match="No benchmark 'all'"):
+        score("all", tmp_path / "a.jsonl", root)
+    with pytest.raises(UserError, match="No folder"):
+        score("pope", tmp_path / "a.jsonl", tmp_path / "none")
 
 
 def test_a_trial_is_not_scored(base, root, tmp_path):

@@ -7,6 +7,7 @@ import io
 import json
 import math
 import re
+from dataclasses import replace
 
 import pytest
 from PIL import Image
@@ -14,7 +15,8 @@ from PIL import Image
 from qllava.errors import UserError
 from qllava.evaluate import bands
 from qllava.evaluate.benchmarks.base import Benchmark, Score
-from qllava.evaluate.scoreboard import record, record_scores, scoreboard, slug
+from qllava.evaluate.record import record, record_scores
+from qllava.evaluate.scoreboard import scoreboard, slug
 
 FULL, LORA = "llava-1.5-7b", "llava-1.5-7b-lora"
 
@@ -102,8 +104,11 @@ def test_a_judged_score_is_compared_only_with_what_its_judge_scored(tmp_path):
     put(tmp_path, "mmvet", 27.0, questions=218, judge=judge, reference=again)
     found = cell(tmp_path, "mmvet", FULL)
     assert found["verdict"] == "within the band" and found["expected"] == 27.9 and found["delta"] == pytest.approx(-0.9)
-    assert cell(tmp_path, "mmvet", LORA)["verdict"] == "another judge: not comparable"
+    assert cell(tmp_path, "mmvet", LORA)["verdict"] == "the reference is another model"
     assert cell(tmp_path, "mmvet", LORA)["delta"] == pytest.approx(-0.9)
+    put(tmp_path, "mmvet", 27.0, questions=218, judge=judge, reference=again | {"name": "theirs.jsonl"})
+    assert cell(tmp_path, "mmvet", LORA)["verdict"] == "within the band"
+    assert cell(tmp_path, "mmvet", LORA)["against"] == "theirs.jsonl, by the same judge"
     put(tmp_path, "mmvet", 27.0, reference=again, judge=judge | {"date": None})
     assert cell(tmp_path, "mmvet", FULL)["verdict"] == "another judge: not comparable"
     board(tmp_path, FULL, tmp_path / "out")
@@ -112,13 +117,17 @@ def test_a_judged_score_is_compared_only_with_what_its_judge_scored(tmp_path):
     assert slug("a/llava-v1.5-13b-lora.jsonl") == "llava-1.5-13b-lora"
 
 
-def test_a_servers_score_is_recorded_once_the_server_gave_it(tmp_path):
+def test_a_servers_score_is_recorded_once_the_server_gave_it(tmp_path, capsys):
     folder = put(tmp_path, "vqav2")
     record(folder, 79.0, "2026-01-31")
     assert json.loads((folder / "result.json").read_text())["server_score"] == 79.0
     assert cell(tmp_path, "vqav2")["score"] == 79.0 and not list(folder.glob("*.new"))
     record(folder, 79.2, "2026-02-01")
     assert cell(tmp_path, "vqav2")["server_date"] == "2026-02-01"
+    assert "79.2 takes the place of 79.0, recorded 2026-01-31" in " ".join(capsys.readouterr().err.split())
+    for wrong in (784.0, -1.0, math.inf):
+        with pytest.raises(UserError, match="from 0 to 100"):
+            record(folder, wrong, "2026-02-01")
     with pytest.raises(UserError, match="no date"):
         record(folder, 79.0, "yesterday")
     with pytest.raises(UserError, match="no score"):
@@ -136,6 +145,7 @@ def test_several_scores_are_recorded_or_none(tmp_path):
         ("mmbnch=64", "Did you mean 'mmbench'"),
         ("mmbench", "no score such as"),
         ("=3", "no result"),
+        ("mmbench=101", "from 0 to 100"),
     ):
         with pytest.raises(UserError, match=message):
             record_scores([tmp_path], ["vqav2=79.0", wrong])
@@ -180,12 +190,12 @@ def test_a_folder_without_results_is_named(tmp_path):
 
 
 def test_a_trial_run_is_left_out_and_other_settings_are_told(tmp_path):
-    put(tmp_path, "seed", 60.0, whole=False)
+    put(tmp_path, "seed", 60.0, whole=False, questions=7)
     put(tmp_path, "gqa", 63.0, batch_size=32, dtype="torch.bfloat16")
     put(tmp_path, "pope", 86.0, source="runs/b/final")
     run = board(tmp_path)["runs"][0]
-    assert run["cells"]["seed"]["verdict"] == "not run" and "first few" in run["notes"][0]
-    assert "not all of one model" in run["notes"][1]
+    assert run["cells"]["seed"]["verdict"] == "only the first 7 asked" and run["cells"]["mme"]["verdict"] == "not run"
+    assert "not all of one model" in run["notes"][0] and len(run["notes"]) == 1
     assert run["cells"]["gqa"]["notes"] == [
         "batch_size 32; the original: 1",
         "dtype torch.bfloat16; the original: float16",
@@ -227,3 +237,24 @@ def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path):
         put(tmp_path / parent / "eval", "gqa", 63.0)
     found = scoreboard([tmp_path / p / "eval" for p in "ab"], None, None, BENCHMARKS)
     assert [r["name"] for r in found["runs"]] == [str(tmp_path / p / "eval") for p in "ab"]
+
+
+def test_what_all_cells_note_is_the_runs(tmp_path):
+    put(tmp_path, "gqa", 63.0, batch_size=32)
+    put(tmp_path, "pope", 86.0, batch_size=32, dtype="float32")
+    run = board(tmp_path)["runs"][0]
+    assert run["notes"] == ["batch_size 32; the original: 1"]
+    assert run["cells"]["gqa"]["notes"] == [] and len(run["cells"]["pope"]["notes"]) == 1
+
+
+def test_a_part_of_a_set_gets_no_verdict(tmp_path):
+    """Neither a sampling band nor one from retrainings is that of a few questions."""
+    sizes = BENCHMARKS | {n: replace(BENCHMARKS[n], official=1001) for n in ("gqa", "pope")}
+    put(tmp_path, "gqa", 63.0)
+    put(tmp_path, "pope", 86.0, questions=1001)
+    cells = scoreboard([tmp_path], LORA, None, sizes)["runs"][0]["cells"]
+    assert cells["gqa"]["verdict"] == "a part of the set" and cells["gqa"]["band"] is None
+    assert (
+        cells["gqa"]["notes"] == ["1,000 of the set's 1,001 questions"]
+        and cells["pope"]["verdict"] == "within the band"
+    )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+from ...errors import UserError, nearest
 from . import llava_bench, mmvet
 from .base import Benchmark, Score
 from .gqa import GQA
@@ -30,3 +31,23 @@ _JUDGED: dict[str, Callable[..., Score]] = {"llava_bench": llava_bench.judge_ans
 def judge_answers(name: str) -> Callable[..., Score]:
     """(root, questions, texts, judge, review file) -> Score, of a benchmark that is judged."""
     return _JUDGED[name]
+
+
+def benchmark(name: str) -> Benchmark:
+    """The benchmark of this name.
+
+    Raises:
+        UserError: there is none.
+    """
+    if name not in BENCHMARKS:
+        raise UserError(f"No benchmark '{name}'.{nearest(name, BENCHMARKS)} There are: {', '.join(BENCHMARKS)}.")
+    return BENCHMARKS[name]
+
+
+def named(names: Sequence[str]) -> list[Benchmark]:
+    """The benchmarks of these names, each once; `all` is all of them.
+
+    Raises:
+        UserError: there is none of a name.
+    """
+    return [benchmark(name) for name in (BENCHMARKS if "all" in names else dict.fromkeys(names))]

@@ -43,6 +43,8 @@ class Benchmark:
     """(root, questions, texts, folder to write in) -> the file that the server or the grader takes."""
     server: str = ""  # who scores the submission
     judged: bool = False
+    official: int = 0  # questions of the published set, in the smallest of its layouts; 0 where that is not known
+    most: float = 100.0  # the highest score that there is
     differences: tuple[str, ...] = field(default=())  # how other harnesses differ
 
 
@@ -91,6 +93,11 @@ def need(row: Mapping[str, Any], where: str, *names: str) -> list[Any]:
     if missing:
         raise UserError(f"{where} has no {', '.join(missing)}; it has {', '.join(map(str, row))}.")
     return [row[name] for name in names]
+
+
+def shortfall(benchmark: Benchmark, questions: int) -> str:
+    """That these are not all questions of the published set; nothing where they are, or its size is not known."""
+    return f"{questions:,} of the set's {benchmark.official:,} questions" if questions < benchmark.official else ""
 
 
 def find(root: Path, *names: str) -> Path:

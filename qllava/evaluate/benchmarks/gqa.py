@@ -40,11 +40,12 @@ def questions(root: Path) -> list[Question]:
     """
     if (root / QUESTIONS).is_file():
         return _original(root)
+    rows = hub_rows(root, "gqa", "testdev_balanced_instructions", QUESTIONS)
     pictures = {
-        row.get("id"): row.get("image") for row in hub_rows(root, "gqa", "testdev_balanced_images", "the folder data")
+        row.get("id"): row.get("image") for row in hub_rows(root, "gqa", "testdev_balanced_images", "gqa/data/images")
     }
     found = []
-    for number, row in enumerate(hub_rows(root, "gqa", "testdev_balanced_instructions", QUESTIONS)):
+    for number, row in enumerate(rows):
         where = f"{root / 'gqa'}, testdev_balanced_instructions row {number}"
         text, image, answer = need(row, where, "question", "imageId", "answer")
         row = {**row, "image": pictures.get(image)}
@@ -115,6 +116,7 @@ GQA = Benchmark(
         }.items()
     },
     questions=questions,
+    official=12_578,
     max_new_tokens=128,
     score=score,
     submit=submit,

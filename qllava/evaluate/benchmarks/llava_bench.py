@@ -204,6 +204,7 @@ LLAVA_BENCH = Benchmark(
         )
     },
     questions=questions,
+    official=60,
     max_new_tokens=1024,
     submit=submit,
     server="LLaVA's eval_gpt_review_bench.py",

@@ -176,6 +176,7 @@ MMBENCH = Benchmark(
         }.items()
     },
     questions=questions,
+    official=4329,
     max_new_tokens=1024,
     submit=partial(submit, name="mmbench"),
     server=SERVER,

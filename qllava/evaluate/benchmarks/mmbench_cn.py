@@ -38,6 +38,7 @@ MMBENCH_CN = Benchmark(
         }.items()
     },
     questions=partial(questions, places=PLACES, hub=HUB, end=END),
+    official=4329,
     max_new_tokens=1024,
     submit=partial(submit, places=PLACES, hub=HUB, name="mmbench_cn"),
     server=SERVER,

@@ -173,6 +173,8 @@ MME = Benchmark(
         }.items()
     },
     questions=questions,
+    official=2374,
+    most=2000,
     max_new_tokens=128,
     score=score,
     submit=submit,

@@ -197,6 +197,7 @@ MMVET = Benchmark(
         )
     },
     questions=questions,
+    official=218,
     max_new_tokens=1024,
     submit=submit,
     server="MM-Vet's mm-vet_evaluator (gpt-4-0613)",

@@ -121,6 +121,7 @@ POPE = Benchmark(
         "instructblip-13b": _published(87.7, 77.0, 72.0),
     },
     questions=questions,
+    official=8910,
     max_new_tokens=128,
     score=score,
     differences=(

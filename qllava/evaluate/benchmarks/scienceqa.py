@@ -145,6 +145,7 @@ SCIENCEQA = Benchmark(
         }.items()
     },
     questions=questions,
+    official=2017,
     max_new_tokens=1024,
     score=score,
     differences=(

@@ -151,6 +151,7 @@ SEED = Benchmark(
         "qwen-vl-chat": _published(58.2, 65.4, 37.8),
     },
     questions=questions,
+    official=17_990,
     max_new_tokens=128,
     score=score,
     submit=submit,

@@ -148,6 +148,7 @@ TEXTVQA_OCR = Benchmark(
         }.items()
     },
     questions=questions_ocr,
+    official=5000,
     max_new_tokens=128,
     score=score,
     differences=(
@@ -162,6 +163,7 @@ TEXTVQA_NOOCR = Benchmark(
     main="accuracy",
     paper={},
     questions=questions_noocr,
+    official=5000,
     max_new_tokens=128,
     score=score,
     differences=(f"{LMMS_EVAL}, as here.", f"{VLMEVALKIT} TextVQA: 45.5 (open-compass/VLMEvalKit#1029)."),

@@ -73,6 +73,7 @@ VIZWIZ = Benchmark(
         }.items()
     },
     questions=questions,
+    official=8000,
     max_new_tokens=128,
     submit=submit,
     server="EvalAI, VizWiz VQA: https://eval.ai/web/challenges/challenge-page/2185/my-submission",

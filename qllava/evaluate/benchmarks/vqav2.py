@@ -140,6 +140,7 @@ VQAV2 = Benchmark(
         }.items()
     },
     questions=questions,
+    official=107_394,
     max_new_tokens=128,
     submit=submit,
     server="EvalAI, VQA Challenge: https://eval.ai/web/challenges/challenge-page/830/my-submission",
