@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None) -> None:
     except RunError as error:
         _fail(error, 1)
     except OSError as error:
-        _fail(f"The system refused: {error}", 1)
+        _fail(f"The system refused{f' {error.filename}' if error.filename else ''}: {error.strerror or error}.", 1)
     except KeyboardInterrupt:
         _fail("Interrupted.", 1)
 

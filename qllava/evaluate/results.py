@@ -154,7 +154,7 @@ def tell(result: dict[str, Any], asked: bool = True) -> str:
         value = f"waits for a judge: qllava score {b.name} ANSWERS --judge URL --judge-model NAME"
     else:
         value = f"for {b.server}: {result['submission']}"
-    notes = f" ({'; '.join(result['notes'])})" if result["notes"] else ""
+    notes = f" ({'; '.join(n.rstrip('.') for n in result['notes'])})" if result["notes"] else ""
     return f"{result['title']}: {value}{notes} [{result['questions']:,} questions{speed}]"
 
 

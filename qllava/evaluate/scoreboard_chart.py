@@ -19,21 +19,20 @@ def label(text: str) -> str:
 
 
 def chart(board: dict[str, Any]) -> bytes:
-    """A PNG. Without an expected row, scores stand among all published ones instead."""
+    """A PNG of what any of the runs has. Without an expected row, scores stand among all published ones instead."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    benchmarks, runs = board["benchmarks"], board["runs"]
+    runs = board["runs"]
+    benchmarks = [b for b in board["benchmarks"] if any(r["cells"][b["name"]]["verdict"] != "not run" for r in runs)]
     height = max(0.42, 0.2 * len(runs) + 0.16)
     figure = Figure(figsize=(11, 1.6 + height * max(1, len(benchmarks)) + 0.22 * len(runs)), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    (_around if board["expect"] else _among)(axes, board)
+    (_around if board["expect"] else _among)(axes, board | {"benchmarks": benchmarks})
     axes.set_yticks(range(len(benchmarks)), [label(b["title"]) for b in benchmarks])
     axes.set_ylim(len(benchmarks) - 0.5, -0.5)
     axes.tick_params(axis="y", length=0)
-    axes.grid(axis="y", color="#eeeeee")
-    axes.set_axisbelow(True)
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     # Names that begin with _ would be left out of a legend that gathers them itself.
@@ -52,6 +51,7 @@ def _around(axes: Any, board: dict[str, Any]) -> None:
     runs = board["runs"]
     for y, b in enumerate(board["benchmarks"]):
         cells = [run["cells"][b["name"]] for run in runs]
+        axes.plot([-REACH, REACH], [y, y], color="#eeeeee", linewidth=1, zorder=0)
         if any(c.get("band") for c in cells):
             axes.barh(y, 2, left=-1, height=0.72, color="#cfe0f3", zorder=1)
         for i, c in enumerate(cells):
@@ -81,10 +81,12 @@ def _among(axes: Any, board: dict[str, Any]) -> None:
     for y, b in enumerate(board["benchmarks"]):
         theirs = [row["scores"][b["name"]] for row in board["published"] if b["name"] in row["scores"]]
         cells = [run["cells"][b["name"]] for run in runs]
-        shown = [not b["judged"] and c.get("score") is not None for c in cells]  # a judge's scores are no other judge's
+        # A judge's scores are no other judge's; alone a score has no place.
+        shown = [bool(theirs) and not b["judged"] and c.get("score") is not None for c in cells]
         every = [*theirs, *(c["score"] for c, s in zip(cells, shown, strict=True) if s)]
         low, high = min(every, default=0), max(every, default=1)
         span = high - low or 1
+        axes.plot([0, 1], [y, y], color="#eeeeee", linewidth=1, zorder=0)
         axes.plot([(v - low) / span for v in theirs], [y] * len(theirs), "|", color="#888888", markersize=11, zorder=2)
         for i, (c, s) in enumerate(zip(cells, shown, strict=True)):
             at = y + _offset(i, len(runs))

@@ -98,7 +98,7 @@ def verdicts(board: Board, run: dict[str, Any]) -> Table:
         rows.append([
             b["title"], number(None) if c.get("score") is None else _ours(c, b["judged"]), number(c.get("expected")),
             "–" if delta is None else f"{delta:+,.1f}", "–" if c.get("band") is None else f"±{c['band']:g}",
-            c["verdict"] or "–", "; ".join(remarks),
+            c["verdict"] or "–", "; ".join(r.rstrip(".") for r in remarks),
         ])  # fmt: skip
     return head, rows
 
