@@ -162,7 +162,9 @@ def scoreboard(
     from .evaluate.record import record_scores
     from .evaluate.scoreboard import scoreboard as run
 
-    record_scores([Path(r) for r in runs], record)
+    if record:
+        run(runs, expect)  # whatever is wrong is said before a score is written
+        record_scores(runs, record)
     return run(runs, expect, out)
 
 

@@ -12,6 +12,7 @@ from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 
 def first_process() -> bool:
@@ -42,13 +43,14 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], to:
     """A table; whole numbers get thousands separators and stand right."""
     if not first_process():
         return
-    grid = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    grid = Table(title=Text(safe(title)), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     rows = [list(r) for r in rows]
     for i, column in enumerate(columns):
         numeric = bool(rows) and all(isinstance(r[i], int | float) for r in rows)
-        grid.add_column(column, justify="right" if numeric else "left")
+        grid.add_column(Text(column), justify="right" if numeric else "left")
     for row in rows:
-        grid.add_row(*(f"{v:,}" if isinstance(v, int) and not isinstance(v, bool) else str(v) for v in row))
+        cells = (f"{v:,}" if isinstance(v, int) and not isinstance(v, bool) else safe(str(v)) for v in row)
+        grid.add_row(*map(Text, cells))  # no markup: what is in brackets may come from files
     to.print(grid)
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from .. import api
-from ..console import first_process, note, safe, table
+from ..console import first_process, note, table
 from ..errors import UserError
 from .door import Base, Json, app, show
 
@@ -81,6 +81,7 @@ def evaluate(
         "metric": metric,
         "by": by,
         "guard": guard,
+        "guard_root": guard_root,
         "before": before,
     }
     if (data is None) == (not benchmark):
@@ -215,9 +216,9 @@ def scoreboard(
             if run["cells"][b["name"]]["verdict"] != "not run"
         ]
         table(
-            safe(f"{run['name']}, {against}"),
+            f"{run['name']}, {against}",
             head[:-1],
-            [[*map(safe, row[:-1])] for row in ran],
+            [row[:-1] for row in ran],
             Console(highlight=False),
         )
         left = [b["name"] for b in board["benchmarks"] if run["cells"][b["name"]]["verdict"] == "not run"]

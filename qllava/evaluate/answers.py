@@ -6,13 +6,13 @@ out of order is an error that names it: the original's scorers pair some files b
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
+from .lines import parse, read_text
 from .question import Question
 
 FILE = "answers.jsonl"  # what qllava's own is called
@@ -39,10 +39,7 @@ def read_line(line: str, where: str) -> dict[str, Any]:
     Raises:
         UserError: the line is none.
     """
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise UserError(f"{where} is no JSON: {error}.") from None
+    row = parse(line, where)
     if not isinstance(row, dict):
         raise UserError(f"{where} is {type(row).__name__}, not an object with question_id and text.")
     for name, kinds in (("question_id", (str, int)), ("text", (str,))):
@@ -58,10 +55,7 @@ def read_answers(file: Path, questions: Sequence[Question]) -> list[str]:
     Raises:
         UserError: a line is malformed, answers no question, answers one again or out of order, or one is missing.
     """
-    try:
-        lines = file.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"Cannot read answers from {file}: {error}.") from None
+    lines = read_text(file).split("\n")
     rows = [(n, read_line(line, f"{file}, line {n}")) for n, line in enumerate(lines, 1) if line.strip()]
     wanted = keys(questions)
     place = {key: i for i, key in enumerate(wanted)}

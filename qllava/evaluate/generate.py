@@ -12,9 +12,12 @@ from typing import Any
 
 import torch
 
+from .. import console
 from ..artifact.load import Loaded
 from ..data.collate import collate
 from ..data.tokens import IMAGE
+from ..errors import RunError
+from ..model.device import ran_out
 from .question import Question, features_of, ids_of
 
 
@@ -64,7 +67,14 @@ def answers(
         for number, batch in enumerate(chosen):
             ready = coming.pop().result()
             coming += [reader.submit(prompts, after) for after in chosen[number + 1 : number + 2]]
-            yield batch, [decode(loaded, ids) for ids in generate(loaded, ready, max_new_tokens)]
+            try:
+                texts = [decode(loaded, ids) for ids in generate(loaded, ready, max_new_tokens)]
+            except (RuntimeError, MemoryError) as error:
+                if not ran_out(error):
+                    raise
+                smaller = f"Take less than {len(batch)} questions at once (--batch-size)." if len(batch) > 1 else ""
+                raise RunError(f"Memory ran out at question {questions[batch[0]].id!r}. {smaller}".strip()) from None
+            yield batch, texts
 
 
 def batches(loaded: Loaded, questions: Sequence[Question], numbers: Sequence[int], size: int) -> list[list[int]]:
@@ -72,6 +82,13 @@ def batches(loaded: Loaded, questions: Sequence[Question], numbers: Sequence[int
     processing = loaded.processing
     lengths = {i: prompt_length(ids_of(questions[i], processing), processing.image_tokens) for i in numbers}
     order = sorted(numbers, key=lambda i: -lengths[i])
+    context = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
+    if context is not None and order and lengths[order[0]] > context:
+        many = sum(n > context for n in lengths.values())
+        console.note(
+            f"{many:,} prompts are longer than the {context:,} positions that the model was made for, such as that of "
+            f"{questions[order[0]].id!r} ({lengths[order[0]]:,}); their answers are worth little."
+        )
     return [order[i : i + size] for i in range(0, len(order), size)]
 
 

@@ -11,6 +11,7 @@ import hashlib
 import http.client
 import json
 import os
+import re
 import time
 import urllib.error
 import urllib.parse
@@ -66,6 +67,9 @@ class Judge:
         try:
             parts = urllib.parse.urlsplit(self.url)
             port = f":{parts.port}" if parts.port else ""
+            if not (self.url.isascii() and self.url.isprintable() and " " not in self.url):
+                raise ValueError
+            (parts.hostname or "").encode("idna")
         except ValueError:
             parts, port = urllib.parse.SplitResult("", "", "", "", ""), ""
         if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
@@ -89,6 +93,8 @@ class Judge:
             UserError: the endpoint cannot be reached, refuses the key or the model, or does not speak this protocol.
             RunError: it is still overloaded or failing after the last retry.
         """
+        if not self.model.strip():
+            raise UserError("Name the judge's model.")
         messages = [{"role": "system", "content": system}] if system else []
         body = {
             "model": self.model,
@@ -126,7 +132,7 @@ class Judge:
                         "Try again later: reviews that it has written are kept."
                     ) from None
                 asked = error.headers.get("Retry-After", "")
-                pause = min(float(asked), LONGEST_PAUSE) if asked.isdecimal() else pause
+                pause = min(float(asked), LONGEST_PAUSE) if re.fullmatch(r"[0-9]+(\.[0-9]+)?", asked) else pause
             except (OSError, http.client.HTTPException) as error:
                 if tried == self.retries:
                     reason = getattr(error, "reason", error) or type(error).__name__
@@ -150,7 +156,7 @@ class Judge:
             text = found["choices"][0]["message"]["content"]
             if not isinstance(text, str | None):
                 raise TypeError
-        except (ValueError, LookupError, TypeError):
+        except (ValueError, LookupError, TypeError, RecursionError):
             start = answer[:80].decode(errors="replace")
             raise UserError(
                 f"The judge at {self.host} answered no chat completion, but {start!r}. "
@@ -168,7 +174,7 @@ def _said(error: urllib.error.HTTPError, key: str) -> str:
     try:
         found = json.loads(body)["error"]
         body = found["message"] if isinstance(found, dict) else found
-    except (ValueError, LookupError, TypeError):
+    except (ValueError, LookupError, TypeError, RecursionError):
         pass
     text = " ".join(str(body).split()).removesuffix(".")
     return f": {(text.replace(key, '…') if key else text)[:300]}" if text else ""
@@ -198,7 +204,7 @@ class Review:
 
 
 def review(judge: Judge, file: Path, asked: Sequence[Asked]) -> list[Review]:
-    """A review for each prompt, in their order: out of the file, or asked for and appended to it.
+    """A review for each prompt, in their order: out of the file, or asked for and appended to it; an empty one is asked for anew.
 
     Raises:
         UserError: the file holds reviews by another model, or of other answers; or what `Judge.reply` raises.
@@ -208,12 +214,12 @@ def review(judge: Judge, file: Path, asked: Sequence[Asked]) -> list[Review]:
         if str(one.id) in kept and kept[str(one.id)].prompt_sha256 != one.digest:
             raise UserError(
                 f"{file} has a review of another answer to question {one.id!r}, or under another prompt. "
-                "Name another file for these."
+                "Name another folder for these with --out."
             )
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("a", encoding="utf-8") as out:
         for one in asked:
-            if str(one.id) in kept:
+            if str(one.id) in kept and kept[str(one.id)].content.strip():
                 continue
             reply = judge.reply(one.system, one.user)
             today = datetime.now(UTC).date().isoformat()
@@ -233,7 +239,7 @@ def _kept(file: Path, judge: Judge) -> dict[str, Review]:
         whole = data.rfind(b"\n") + 1
         if whole < len(data):
             os.truncate(file, whole)
-        lines = data[:whole].decode("utf-8").split("\n")
+        lines = data[:whole].decode("utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"Cannot read reviews from {file}: {error}.") from None
     kept: dict[str, Review] = {}
@@ -243,14 +249,16 @@ def _kept(file: Path, judge: Judge) -> dict[str, Review]:
         try:
             found = json.loads(line)
             one = Review(**{f.name: found[f.name] for f in fields(Review)})
-        except (ValueError, LookupError, TypeError):
-            raise UserError(f"{file}, line {number} is no review. Mend or delete it, or name another file.") from None
+            if not all(isinstance(getattr(one, f.name), str) for f in fields(Review) if f.name != "question_id"):
+                raise TypeError
+        except (ValueError, LookupError, TypeError, RecursionError):
+            raise UserError(f"{file}, line {number} is no review. Mend or delete that line.") from None
         if one.judge != judge.model:
             raise UserError(
                 f"{file} holds reviews by {one.judge!r}, and the judge is {judge.model!r} now. "
-                "Scores by two judges do not compare: name another file."
+                "Scores by two judges do not compare: name another folder with --out."
             )
-        kept.setdefault(str(one.question_id), one)
+        kept[str(one.question_id)] = one  # the last one, after those that nothing could be made of
     return kept
 
 

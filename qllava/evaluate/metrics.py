@@ -12,6 +12,8 @@ from .vqa_text import normalize as vqa_normalize
 Metric = Callable[
     [Sequence[str], Sequence[Sequence[str]]], list[float]
 ]  # (answers, references of each) -> 0 to 1 (CIDEr: to 10)
+SINGLE = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af"  # kana, Han, Hangul
+WORD = re.compile(rf"[{SINGLE}]|[^\W_{SINGLE}]+")
 EXTRA = "pip install 'qllava[metrics]'"
 
 
@@ -42,12 +44,21 @@ def vqa_accuracy(answers: Sequence[str], references: Sequence[Sequence[str]]) ->
 
 
 def rouge_l(answers: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
-    """ROUGE-L's F measure against the best reference, by Google's rouge-score, without stemming."""
+    """ROUGE-L's F measure against the best reference, by Google's rouge-score, without stemming.
+
+    Words are runs of letters and digits of any script (rouge-score's own drop all but ASCII), Chinese, Japanese and Korean
+    characters one by one.
+    """
     _need("rouge_score", "rouge_l")
     from rouge_score import rouge_scorer
 
-    scorer = rouge_scorer.RougeScorer(["rougeL"])
+    scorer = rouge_scorer.RougeScorer(["rougeL"], tokenizer=_Words())
     return [scorer.score_multi(list(r), a)["rougeL"].fmeasure for a, r in zip(answers, references, strict=True)]
+
+
+class _Words:
+    def tokenize(self, text: str) -> list[str]:
+        return WORD.findall(text.lower())
 
 
 def cider(answers: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
@@ -77,6 +88,8 @@ METRICS: dict[str, Metric] = {
 
 def check(names: Sequence[str]) -> None:
     """Raises `UserError` for a metric that there is not, or whose package is missing."""
+    if isinstance(names, str):
+        raise UserError(f"Metrics are named in a list, such as [{names!r}].")
     for name in names:
         if name not in METRICS:
             raise UserError(f"No metric '{name}'.{nearest(name, METRICS)} There are: {', '.join(METRICS)}.")

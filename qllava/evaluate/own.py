@@ -1,12 +1,12 @@
 """A user's own set: any LLaVA JSON with answers, by metric and by type; and what a domain adapter cost elsewhere.
 
 In: a model and a LLaVA JSON. Every answer in it is one question: the conversation up to it, with the JSON's own earlier answers,
-is the prompt. A row's `answers` (a list) are further references of its only answer. Out: figures, and every answer as a line.
+is the prompt. A row's `answers` (a list) are further references beside its only answer; exact match takes the latter alone. Out: figures, and every answer as a line.
 """
 
 from __future__ import annotations
 
-import json
+import gc
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -19,12 +19,13 @@ from .. import console
 from ..artifact.load import Loaded, find_artifact, load
 from ..artifact.manifest import read_manifest
 from ..data.image import resolve
-from ..data.sample import iter_rows, parse
+from ..data.sample import is_text, iter_rows, parse
 from ..errors import UserError
-from .generate import answers, batches
+from ..model.fingerprint import weight_files
+from .generate import answers, batches, vision_dtype
 from .metrics import METRICS, check, exact_match, kind_of
 from .question import Question
-from .results import RESULT
+from .results import RESULT, write_result
 from .run import identity, source_name
 from .runner import Answered, answer, together
 
@@ -54,14 +55,28 @@ def own_questions(data: Path, image_root: Path, by: str | None = None, limit: in
         sample = parse(row, where)
         if by is not None and by not in row:
             raise UserError(f"{where} (id {sample.id!r}) has no {by!r}; it has {', '.join(map(str, row))}.")
-        files = tuple(resolve(i, image_root) if isinstance(i, str) else i for i in sample.images)
+        try:
+            files = tuple(resolve(i, image_root) if isinstance(i, str) else i for i in sample.images)
+        except UserError as error:
+            raise UserError(f"{where} (id {sample.id!r}): {error}") from None
         more = row.get("answers")
         if more is not None and not (isinstance(more, list) and all(isinstance(m, str) for m in more)):
             raise UserError(f"{where} (id {sample.id!r}): 'answers' is no list of texts.")
         replies = [i for i, turn in enumerate(sample.turns) if turn.role == "assistant"]
+        if more and len(replies) > 1:
+            raise UserError(
+                f"{where} (id {sample.id!r}): 'answers' is for a row with one answer; this has {len(replies)}."
+            )
+        if not all(map(is_text, [*(more or []), str(row.get(by, ""))])):
+            raise UserError(f"{where} (id {sample.id!r}) holds half of a surrogate pair, which is no character.")
         for i in replies:
             asked, text = sample.turns[:i], sample.turns[i].text
-            references = list(more) if more and len(replies) == 1 else [text]
+            references = [text]
+            if more:
+                others = list(more)
+                if text in others:  # an annotator's answer that became the row's counts once
+                    others.remove(text)
+                references += others
             group = str(row[by]) if by is not None else kind_of(text)
             seen = files[: sum(t.images for t in asked)]
             out.append(Question(f"{sample.id}/{i // 2}", asked, seen, references, group))
@@ -154,29 +169,38 @@ def evaluate(
     data, general = Path(data), None if guard is None else Path(guard)
     questions = own_questions(data, Path(image_root) if image_root else data.parent, by, limit)
     known = None if general is None else own_questions(general, Path(guard_root) if guard_root else general.parent)
-    earlier = None if known is None else (before or model_before(source))
+    earlier = None if known is None else (before or model_before(source, base))
+    if known is None and (guard_root or before):
+        raise UserError("--guard-root and --before go with --guard.")
+    if earlier is not None and find_artifact(earlier) is None:
+        weight_files(earlier)  # nothing is asked if there is no such model
     loaded = load(source, base, dtype)
     size = {"max_new_tokens": max_new_tokens, "batch_size": batch_size, "lasting": out is not None}
     with together() as (rank, _), _folder(out, source) as place:
-        done = _ask(loaded, questions, place / "set" if known else place, source, base, size)
+        done = _ask(loaded, questions, place, source, base, size)
         result = figures(questions, done.texts, metrics)
         result["exact_match"] = result["metrics"]["exact_match"]
         result["correct"] = round(result["exact_match"] * len(questions))
         result["questions_per_second"] = None if done.rate is None else round(done.rate, 2)
         if known is not None:
             after = figures(known, _ask(loaded, known, place / "guard_after", source, base, size).texts, metrics)
+            loaded = None  # two models at once may not fit
+            gc.collect()
             loaded = load(earlier, None, dtype)
             first = figures(known, _ask(loaded, known, place / "guard_before", earlier, None, size).texts, metrics)
             change = {m: after["metrics"][m] - first["metrics"][m] for m in metrics}
             result["guard"] = {"model": str(earlier), "before": first, "after": after, "change": change}
         if rank == 0 and out is not None:
             about = {"source": str(source), "data": str(data), **result}
-            (place / RESULT).write_text(json.dumps(about, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            write_result(about, place / RESULT)
     return result
 
 
-def model_before(source: str | Path) -> str:
-    """The model that an adapter's training began from: the base it names, where that is a whole LLaVA, or the run's projector.
+def model_before(source: str | Path, base: str | None = None) -> str:
+    """The model that an adapter's training began from: its base, where that is a whole LLaVA, or the run's projector.
+
+    Args:
+        base: where the base lies now, if not where the manifest says.
 
     Raises:
         UserError: the manifest names none that could answer.
@@ -192,8 +216,8 @@ def model_before(source: str | Path) -> str:
                     "Run it from where it was trained, or name the model before its training with --before."
                 )
             return str(start)
-        if isinstance(manifest.base.source, str):
-            return manifest.base.source
+        if base is not None or isinstance(manifest.base.source, str):
+            return base or manifest.base.source
     raise UserError(
         f"{source} does not say what it was trained from, as no merged model does. Name that model with --before."
     )
@@ -202,7 +226,8 @@ def model_before(source: str | Path) -> str:
 def _ask(
     loaded: Loaded, questions: list[Question], place: Path, source: str | Path, base: str | None, size: dict[str, Any]
 ) -> Answered:
-    settings = {"model": str(source), "base": base, "weights": identity(source, loaded)}
+    weights, dtype = identity(source, loaded), str(vision_dtype(loaded.model))
+    settings = {"model": str(source), "base": base, "weights": weights, "dtype": dtype}
     return answer(loaded, questions, place, settings, **size)
 
 

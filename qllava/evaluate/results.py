@@ -16,10 +16,11 @@ from typing import Any
 
 from ..artifact.manifest import versions
 from ..errors import UserError
-from .answers import FILE, read_answers
+from .answers import read_answers
 from .benchmarks import BENCHMARKS, benchmark, judge_answers, mmvet
-from .benchmarks.base import Benchmark, Score, read_json, shortfall
+from .benchmarks.base import Benchmark, Score, questions_of, read_json, shortfall
 from .judge import Judge
+from .lines import parse_object, read_text
 from .question import Question
 
 RESULT = "result.json"
@@ -44,14 +45,22 @@ def score_answers(
         UserError: the file does not answer the set's questions one by one in order; names the line.
     """
     b, root, file = benchmark(name), Path(root), Path(answers)
-    if not root.is_dir():
-        raise UserError(f"No folder {root} with the evaluation data; --root names it.")
-    questions = b.questions(root)
+    questions = questions_of(b, root)
     texts = read_answers(file, questions)
-    place = Path(out) if out else file.parent
-    place.mkdir(parents=True, exist_ok=True)
-    known = _known(place / RESULT) if file.parent == place and file.name == FILE else {}
+    place, beside = Path(out) if out else file.parent, _known(file.parent / RESULT)
+    known = beside if beside.get("answers") == _digest(texts) else {}
+    there = _known(place / RESULT)
+    if there.get("asked_now") is not None and there.get("answers") != _digest(texts):
+        raise UserError(f"{place / RESULT} is the result of other answers, which a model gave. Name another --out.")
+    _folder(place)
     return conclude(b, root, questions, texts, place, known or {"model": str(answers)}, True, judge, reference)
+
+
+def _folder(place: Path) -> None:
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"Cannot write results to {place}: {error.strerror or error}.") from None
 
 
 def conclude(
@@ -71,7 +80,7 @@ def conclude(
         raise UserError(f"{b.title} needs no judge.")
     if reference is not None and judge is None:
         raise UserError("A reference's answers are compared by a judge; name one.")
-    submission = b.submit(root, questions, texts, place) if b.submit is not None and whole else None
+    submission, unsent = _submitted(b, root, questions, texts, place) if whole else (None, [])
     if b.judged and judge is not None:
         found = judge_answers(b.name)(root, questions, texts, judge, place / "reviews.jsonl")
         if reference is not None:
@@ -81,7 +90,7 @@ def conclude(
             other = {"name": str(reference), "parts": score.parts}
     elif b.score is not None and whole:
         found = b.score(root, questions, texts)
-    notes = [*(found.notes if found else ()), *filter(None, [shortfall(b, len(questions))] if whole else [])]
+    notes = [*(found.notes if found else ()), *unsent, *filter(None, [shortfall(b, len(questions))] if whole else [])]
     result = {
         "benchmark": b.name, "title": b.title, "source": about.get("model") or about.get("source"), "questions": len(questions),
         "main": b.main, "parts": _parts(found), "notes": notes, "whole": whole,
@@ -92,6 +101,20 @@ def conclude(
     result = _with_kept(result, _known(place / RESULT))
     write_result(result, place / RESULT)
     return result
+
+
+def _submitted(
+    b: Benchmark, root: Path, questions: Sequence[Question], texts: Sequence[str], place: Path
+) -> tuple[Path | None, list[str]]:
+    """The submission's place; or, where the score is made here anyhow, a note of what it lacks."""
+    if b.submit is None:
+        return None, []
+    try:
+        return b.submit(root, questions, texts, place), []
+    except UserError as error:
+        if b.score is None:
+            raise
+        return None, [f"No submission: {error}"]
 
 
 def read_result(file: Path) -> dict[str, Any]:
@@ -122,6 +145,8 @@ def number(value: Any, file: Path, name: str) -> float | None:
     """
     if value is None:
         return None
+    if isinstance(value, int) and abs(value) > 1 << 53:
+        raise UserError(f"{file}: '{name}' is no score.")
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise UserError(f"{file}: '{name}' is {value!r}, not a number.")
     return float(value)
@@ -136,7 +161,7 @@ def write_result(result: dict[str, Any], file: Path) -> None:
     """Writes it whole or leaves what was there."""
     new = file.with_name(file.name + ".new")
     try:
-        new.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        new.write_text(json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
         new.replace(file)
     finally:
         new.unlink(missing_ok=True)
@@ -178,10 +203,9 @@ def _digest(texts: Sequence[str]) -> str:
 
 def _known(file: Path) -> dict[str, Any]:
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return parse_object(read_text(file), str(file))
+    except UserError:
         return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _today() -> str:

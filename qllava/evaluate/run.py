@@ -15,8 +15,10 @@ from ..artifact.load import Loaded, find_artifact, load
 from ..artifact.manifest import FILE as MANIFEST
 from ..artifact.manifest import digest
 from ..errors import UserError
+from ..model.fingerprint import fingerprint
 from .benchmarks import named
-from .benchmarks.base import Benchmark
+from .benchmarks.base import Benchmark, questions_of
+from .generate import vision_dtype
 from .question import Question
 from .results import conclude
 from .runner import answer, meet, together
@@ -48,6 +50,8 @@ def run_benchmarks(
     Raises:
         UserError: a name, the data or the model is wrong; nothing was asked then.
     """
+    if (limit is not None and limit < 1) or batch_size < 1:
+        raise UserError("limit and batch_size are numbers above 0.")
     chosen = named(names)
     root, folder = Path(root), place_of(source, out)
     asked = _questions(chosen, root, limit)  # all data is read before the model is
@@ -56,7 +60,7 @@ def run_benchmarks(
         "model": str(source),
         "base": base,
         "weights": identity(source, loaded),
-        "dtype": str(_dtype(loaded)),
+        "dtype": str(vision_dtype(loaded.model)),
         "limit": limit,
     }
     results, failures = {}, []
@@ -90,14 +94,12 @@ def place_of(source: str | Path, out: str | Path | None) -> Path:
 
 def _questions(chosen: Sequence[Benchmark], root: Path, limit: int | None) -> dict[str, list[Question]]:
     """Of each benchmark, by name; what is missing is an error that names all of it."""
-    if not root.is_dir():
-        raise UserError(f"No folder {root} with the evaluation data; --root names it.")
     asked, missing = {}, []
     for b in chosen:
         try:
-            asked[b.name] = b.questions(root)[:limit]
-            if not asked[b.name]:
-                missing.append(f"{root} has no questions for {b.title}.")
+            asked[b.name] = questions_of(b, root)[:limit]
+            if b.needs is not None and limit is None:
+                b.needs(root)
         except UserError as error:
             missing.append(f"{b.title}: {error}" if len(chosen) > 1 else str(error))
     if missing:
@@ -120,10 +122,11 @@ def source_name(source: str | Path) -> str:
 
 
 def identity(source: str | Path, loaded: Loaded) -> str | None:
-    """A digest that changes with the weights: of the artifact's manifest; None for what has none."""
+    """A digest that changes with the weights: of the artifact's manifest, or of the weight files; None where neither is."""
     folder = find_artifact(source) if loaded.manifest is not None else None
-    return None if folder is None else digest(folder / MANIFEST)[:16]
-
-
-def _dtype(loaded: Loaded) -> Any:
-    return next(p.dtype for n, p in loaded.model.named_parameters() if "vision_tower" in n)
+    if folder is not None:
+        return digest(folder / MANIFEST)[:16]
+    try:
+        return fingerprint([str(source)])[:16]
+    except UserError:
+        return None

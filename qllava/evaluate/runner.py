@@ -18,12 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
+from filelock import FileLock, Timeout
 
 from .. import console
 from ..artifact.load import Loaded
 from ..errors import UserError
 from .answers import FILE, keys, read_answers, read_line
 from .generate import answers, batches
+from .lines import parse_object, read_text
 from .question import Question, sent
 
 SETTINGS = "settings.json"
@@ -45,10 +47,16 @@ class Answered:
 @contextmanager
 def together() -> Iterator[tuple[int, int]]:
     """This process's rank and how many there are, as their launcher (torchrun, accelerate) says; they can wait for each other."""
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    ours = world > 1 and not dist.is_initialized()
-    if ours:
-        dist.init_process_group("gloo", timeout=WAIT)
+    try:
+        rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        ours = world > 1 and not dist.is_initialized()
+        if ours:
+            dist.init_process_group("gloo", timeout=WAIT)
+    except ValueError as error:
+        raise UserError(
+            f"The environment speaks of several processes, but not as torchrun does ({error}). Launch with torchrun, or unset "
+            "RANK and WORLD_SIZE."
+        ) from None
     try:
         yield rank, world
     finally:
@@ -63,10 +71,14 @@ def meet(world: int) -> None:
 
 
 def digest(questions: Sequence[Question]) -> str:
-    """Of ids and prompts, to tell whether a folder's answers are to the same questions."""
+    """Of ids, prompts and images (name and size), to tell whether a folder's answers are to the same questions."""
     found = hashlib.sha256()
     for q in questions:
-        found.update(json.dumps([str(q.id), q.round, [(t.role, t.text, t.images) for t in q.turns]]).encode())
+        images = [
+            hashlib.sha256(i).hexdigest() if isinstance(i, bytes) else (i.parent.name, i.name, i.stat().st_size)
+            for i in q.images
+        ]
+        found.update(json.dumps([str(q.id), q.round, [(t.role, t.text, t.images) for t in q.turns], images]).encode())
     return found.hexdigest()[:16]
 
 
@@ -91,10 +103,11 @@ def answer(
     """
     named = keys(questions)
     settings = {**settings, "questions": digest(questions), "max_new_tokens": max_new_tokens}
-    with together() as (rank, world):
+    with together() as (rank, world), _alone(folder, rank):
         if rank == 0:
             _open(folder, settings)
         meet(world)
+        _same_folder(folder, rank, world)
         done = _done(folder, named, questions)
         meet(world)  # nobody writes before all have read
         left = [i for i in range(len(questions)) if i not in done]
@@ -143,14 +156,53 @@ def _row(number: int, question: Question, text: str, loaded: Loaded, settings: M
     }
 
 
+@contextmanager
+def _alone(folder: Path, rank: int) -> Iterator[None]:
+    """Keeps a second evaluation out of the folder while the block lasts."""
+    if rank:
+        yield
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / ".lock", timeout=0)
+        lock.acquire()
+    except Timeout:
+        raise UserError(
+            f"Another evaluation is writing its answers to {folder}. Wait for it, or name another --out."
+        ) from None
+    except OSError as error:
+        raise UserError(f"Cannot keep answers in {folder}: {error.strerror or error}.") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _same_folder(folder: Path, rank: int, world: int) -> None:
+    """All processes must see the files that the first has written."""
+    if world == 1:
+        return
+    file = folder / SETTINGS
+    seen = file.stat().st_mtime_ns if file.is_file() else None
+    told = [seen]
+    dist.broadcast_object_list(told, 0)
+    if seen != told[0]:
+        raise UserError(
+            f"Process {rank} does not see the same {folder} as the first. Name an --out that all machines share."
+        )
+
+
 def _open(folder: Path, settings: Mapping[str, Any]) -> None:
     """Makes the folder, or checks that its answers are of these settings; cuts a half-written last line off its parts."""
     file = folder / SETTINGS
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if file.is_file():
-            before = json.loads(file.read_text())
-            other = sorted(k for k in before.keys() | settings.keys() if before.get(k) != settings.get(k))
+            before = parse_object(read_text(file), str(file))
+            # The same weights may lie elsewhere now, or be named otherwise.
+            same = ("model", "base") if settings.get("weights") is not None else ()
+            keys_ = (before.keys() | settings.keys()) - {*same}
+            other = sorted(k for k in keys_ if before.get(k) != settings.get(k))
             if other:
                 changes = "; ".join(
                     "the questions are others (another set, or --limit)"
@@ -161,9 +213,9 @@ def _open(folder: Path, settings: Mapping[str, Any]) -> None:
                 raise UserError(
                     f"{folder} holds answers of other settings ({changes}). Name another --out, or remove it."
                 )
-        elif (folder / FILE).exists():
+        elif found := sorted(folder.glob("answers*.jsonl")):
             raise UserError(
-                f"{folder / FILE} is there, without the {SETTINGS} that says whose answers it holds. Name another --out."
+                f"{found[0]} is there, without the {SETTINGS} that says whose answers it holds. Name another --out."
             )
         else:
             _replace(file, json.dumps(settings, indent=2) + "\n")
@@ -181,7 +233,7 @@ def _done(folder: Path, named: Sequence[Any], questions: Sequence[Question]) -> 
         return {i: {} for i in range(len(questions))}
     found: dict[int, dict[str, Any]] = {}
     for part in sorted(folder.glob("answers.part-*.jsonl")):
-        for n, line in enumerate(part.read_text(encoding="utf-8").split("\n"), 1):
+        for n, line in enumerate(read_text(part).split("\n"), 1):
             if not line:
                 continue
             where = f"{part}, line {n}"
@@ -189,7 +241,8 @@ def _done(folder: Path, named: Sequence[Any], questions: Sequence[Question]) -> 
                 row = read_line(line, where)
             except UserError as error:
                 raise UserError(f"{error} Remove that line, and its question is asked again.") from None
-            number = (row.get("metadata") or {}).get("number")
+            metadata = row.get("metadata")
+            number = metadata.get("number") if isinstance(metadata, dict) else None
             if (
                 not isinstance(number, int)
                 or not 0 <= number < len(named)

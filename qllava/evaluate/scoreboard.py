@@ -14,7 +14,7 @@ from typing import Any
 from ..errors import UserError, nearest
 from . import scoreboard_page as page
 from .bands import band
-from .benchmarks.base import Benchmark, shortfall
+from .benchmarks.base import Benchmark, read_json, shortfall
 from .benchmarks.paper import MODELS
 from .results import RESULT, main_score, number, read_result
 
@@ -59,7 +59,7 @@ def scoreboard(
         raise UserError(f"No published row '{expect}'.{nearest(expect, rows)} There are: {', '.join(rows)}.")
     if not runs:
         raise UserError("Name the folder of at least one evaluation.")
-    folders = [Path(run) for run in runs]
+    folders = list({Path(run).resolve(): Path(run) for run in runs}.values())
     names = [folder.resolve().name for folder in folders]
     ours = [
         _run(folder, name if names.count(name) == 1 else str(folder), benchmarks, expect)
@@ -101,6 +101,10 @@ def _run(folder: Path, name: str, benchmarks: Mapping[str, Benchmark], expect: s
     tried: dict[str, int] = {}
     notes: list[str] = []
     for file in files:
+        document = read_json(file)
+        if isinstance(document, dict) and "benchmark" not in document and "data" in document:
+            notes.append(f"{file.parent.name} is of a set of your own ({document['data']}); left out.")
+            continue
         result = read_result(file)
         of = result["benchmark"]
         if of not in benchmarks:

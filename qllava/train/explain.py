@@ -7,10 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from .. import console
 from ..errors import RunError, UserError, plain
+from ..model.device import ran_out
 from .checkpoint import newest_good, number_of, set_aside
 from .guards import BadStep, Diverged
 
@@ -40,7 +39,7 @@ def explained(trainer: Any, out: Path, smaller: Callable[[], str]) -> Iterator[N
         trainer.accelerator.wait_for_everyone()
         raise RunError(f"{plain(str(error))}\n{kept(out)}") from None
     except (RuntimeError, MemoryError) as error:
-        if not _out_of_memory(error):
+        if not ran_out(error):
             raise
         step, first = trainer.state.global_step + 1, str(error).splitlines()[0] if str(error) else "MemoryError"
         try:
@@ -48,11 +47,6 @@ def explained(trainer: Any, out: Path, smaller: Callable[[], str]) -> Iterator[N
         except Exception as failed:  # whatever it is, it must not hide what happened
             advice = f"(No smaller sizes could be worked out: {plain(str(failed))[:200]})"
         raise RunError(f"Out of memory in step {step} ({first[:200]}).\n{advice}\n{kept(out)}") from None
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    """Whether a GPU's memory or main memory ran out; the CPU's allocator has no error of its own."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 def kept(out: Path) -> str:

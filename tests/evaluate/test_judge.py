@@ -164,3 +164,31 @@ def test_a_file_of_another_judge_or_other_answers_is_refused(served, tmp_path):
         file.write_bytes(held + damage)
         with pytest.raises(UserError, match=r"line 4 is no review|Cannot read reviews"):
             review(served.judge(), file, THREE)
+
+
+def test_an_empty_review_is_asked_for_anew(served, tmp_path):
+    """As a model that thinks before it answers gives one, where the answer may not be long."""
+    usual, served.answer = served.answer, lambda _: ""
+    review(served.judge(), tmp_path / "r.jsonl", THREE)
+    served.answer = usual
+    again = review(served.judge(), tmp_path / "r.jsonl", THREE)
+    assert all(r.content for r in again) and len(served.bodies) == 6
+    assert review(served.judge(), tmp_path / "r.jsonl", THREE) == again and len(served.bodies) == 6
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1/ü", f"http://{'a' * 300}/v1", "http://a\nb/v1", "http://a b/v1"])
+def test_an_address_that_can_never_work(url):
+    with pytest.raises(UserError, match="judge's URL"):
+        Judge(url, "m").ask("", "hi")
+
+
+def test_a_line_that_is_no_review(served, tmp_path):
+    review(served.judge(), tmp_path / "r.jsonl", THREE)
+    row = json.loads((tmp_path / "r.jsonl").read_text().splitlines()[0])
+    for change in ({"content": 5}, {"date": None}):
+        (tmp_path / "bad.jsonl").write_text(json.dumps(row | change) + "\n")
+        with pytest.raises(UserError, match=r"bad\.jsonl, line 1 is no review"):
+            review(served.judge(), tmp_path / "bad.jsonl", THREE)
+    (tmp_path / "deep.jsonl").write_text("[" * 100_000 + "\n")
+    with pytest.raises(UserError, match=r"deep\.jsonl, line 1"):
+        review(served.judge(), tmp_path / "deep.jsonl", THREE)

@@ -8,13 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from rouge_score import rouge_scorer
 
 from qllava.api import assemble, train
 from qllava.artifact.load import Loaded
+from qllava.cli import main
 from qllava.data.sample import Turn, ask
 from qllava.errors import UserError
 from qllava.evaluate.generate import generate
-from qllava.evaluate.metrics import check, kind_of, normalize, vqa_accuracy
+from qllava.evaluate.metrics import check, kind_of, normalize, rouge_l, vqa_accuracy
 from qllava.evaluate.own import evaluate, figures, own_questions, score
 from qllava.evaluate.question import Question
 from qllava.model.build import load_model, load_processing
@@ -143,7 +145,9 @@ def test_the_guard_asks_before_and_after(recipe_values, scenes, tmp_path):
     assert guard["before"]["metrics"] == alone["metrics"]
     assert guard["after"]["metrics"] == evaluate(adapter, scenes, images)["metrics"]
     assert guard["change"]["exact_match"] == guard["after"]["metrics"]["exact_match"] - alone["exact_match"]
-    assert {p.name for p in (tmp_path / "e").iterdir()} == {"set", "guard_before", "guard_after", "result.json"}
+    assert {p.name for p in (tmp_path / "e").iterdir()} == {
+        ".lock", "answers.jsonl", "settings.json", "guard_before", "guard_after", "result.json",
+    }  # fmt: skip
     with pytest.raises(UserError, match="Name that model with --before"):
         evaluate(whole, scenes, images, guard=scenes, guard_root=images)
 
@@ -152,3 +156,68 @@ def test_a_json_without_answers(tmp_path):
     (tmp_path / "q.json").write_text(json.dumps([{"id": 1, "conversations": [{"from": "human", "value": "q"}]}]))
     with pytest.raises(UserError, match="no answers to compare with"):
         evaluate(tmp_path, tmp_path / "q.json")
+
+
+def rows(tmp_path, *more, value="triangle"):
+    made = [
+        {"id": i, "conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": value}]} | m
+        for i, m in enumerate(more)
+    ]
+    (tmp_path / "own.json").write_text(json.dumps(made))
+    return tmp_path / "own.json"
+
+
+def test_more_answers_are_references_beside_the_rows(tmp_path):
+    """Exact match takes the row's own; an annotator's answer that is the row's counts once."""
+    ten = ["triangle"] * 4 + ["cone"] * 6
+    file = rows(tmp_path, {"answers": ["zzz"]}, {"answers": ten}, {})
+    asked = own_questions(file, tmp_path)
+    assert [q.answer for q in asked] == [["triangle", "zzz"], ["triangle", *ten[1:]], ["triangle"]]
+    found = figures(asked, ["triangle"] * 3, ["exact_match", "vqa_accuracy"])["metrics"]
+    assert found["exact_match"] == 1.0 and found["vqa_accuracy"] == 1.0
+    turns = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}] * 2
+    with pytest.raises(UserError, match="'answers' is for a row with one answer; this has 2"):
+        own_questions(rows(tmp_path, {"answers": ["a"], "conversations": turns}), tmp_path)
+
+
+@pytest.mark.parametrize("row", [{"answers": ["\ud83d"]}, {"kind": "\ud83d"}])
+def test_half_a_character_is_an_error_that_names_the_sample(tmp_path, row):
+    with pytest.raises(UserError, match=r"own\.json, sample 1 .*half of a surrogate pair"):
+        own_questions(rows(tmp_path, row), tmp_path, "kind" if "kind" in row else None)
+
+
+def test_a_missing_image_names_the_sample(tmp_path):
+    row = {
+        "image": "gone.png",
+        "conversations": [{"from": "human", "value": "<image>\nq"}, {"from": "gpt", "value": "a"}],
+    }
+    with pytest.raises(UserError, match=r"own\.json, sample 1 \(id '0'\).*gone\.png"):
+        own_questions(rows(tmp_path, row), tmp_path)
+
+
+@pytest.mark.parametrize("text", ["三角形", "красный круг", "ein grüner Kreis", "빨간 원"])
+def test_rouge_knows_other_scripts(text):
+    assert rouge_l([text], [[text]]) == [1.0] and rouge_l([text], [["qq xx"]]) == [0.0]
+
+
+def test_rouge_is_rouge_score_s_own_in_ascii():
+    said, given = "The cat_sat on 2 mats, didn't it?", "the cat sat on a mat; it didn't"
+    own = rouge_scorer.RougeScorer(["rougeL"]).score(given, said)["rougeL"].fmeasure
+    assert rouge_l([said], [[given]]) == [own]
+
+
+def test_what_guard_takes_is_looked_for_first(tmp_path, scenes):
+    images = scenes.parent / "images"
+    with pytest.raises(UserError, match="No model at"):
+        evaluate("nowhere", scenes, images, guard=scenes, guard_root=images, before=str(tmp_path / "nothing"))
+    with pytest.raises(UserError, match="go with --guard"):
+        evaluate("nowhere", scenes, images, before="x")
+
+
+def test_types_with_brackets_are_shown_as_they_are(tmp_path, capsys):
+    base = assemble("embedded", "embedded", tmp_path / "base")
+    file = rows(tmp_path, {"kind": "[/b]"}, {"kind": "[red]x"})
+    with pytest.raises(SystemExit) as ended:
+        main(["eval", str(base), "--data", str(file), "--by", "kind"])
+    told = capsys.readouterr().err
+    assert ended.value.code == 0 and "[/b]" in told and "[red]x" in told

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -121,7 +122,13 @@ def test_what_servers_and_judges_said_stays_with_the_same_answers(done, base, ro
     assert again["mmvet"]["parts"] == judged["parts"] and again["mmvet"]["judge"] == judged["judge"]
     other = out / "vqav2" / "other.jsonl"
     other.write_text((out / "vqav2" / "answers.jsonl").read_text().replace('"text": "', '"text": "x'))
-    assert "server_score" not in score("vqav2", other, root)
+    held = (out / "vqav2" / "result.json").read_bytes()
+    with pytest.raises(UserError, match="is the result of other answers"):
+        score("vqav2", other, root)
+    assert (out / "vqav2" / "result.json").read_bytes() == held
+    assert "server_score" not in score("vqav2", other, root, out=tmp_path / "other")
+    same = score("vqav2", out / "vqav2" / "answers.jsonl", root, out=tmp_path / "." / "tiny" / "vqav2")
+    assert same["weights"] == again["vqav2"]["weights"] and same["server_score"] == 79.0
 
 
 def test_the_door_tells_verdicts_and_where_things_lie(done, root, tmp_path, capsys):
@@ -148,15 +155,48 @@ def test_the_door_names_all_benchmarks():
     assert tuple(BENCHMARKS) == scores.BENCHMARKS and scores.UNITS.keys() == METRICS.keys()
 
 
-def test_a_submission_that_cannot_be_written_stops_no_other_benchmark(base, root, tmp_path):
+def test_a_submission_that_cannot_be_written(base, root, tmp_path, monkeypatch):
     data = tmp_path / "eval"
     shutil.copytree(root, data)
     (data / "vqav2" / "llava_vqav2_mscoco_test2015.jsonl").unlink()
+    with pytest.raises(UserError, match=r"every question of test2015"):  # before anything is asked
+        benchmark("nowhere", ["vqav2", "pope"], data)
+    monkeypatch.setitem(BENCHMARKS, "vqav2", replace(BENCHMARKS["vqav2"], needs=None))  # as if found out only then
     with pytest.raises(UserError, match=r"VQAv2: .*test2015.* Its answers are kept in"):
         benchmark(base, ["vqav2", "pope"], data, out=tmp_path / "o", dtype="float32")
     assert (tmp_path / "o" / "pope" / "result.json").is_file() and (
         tmp_path / "o" / "vqav2" / "answers.jsonl"
     ).is_file()
+
+
+def test_seed_without_its_videos_is_scored_and_not_submitted(base, root, tmp_path):
+    data = tmp_path / "eval"
+    shutil.copytree(root, data)
+    file = data / "seed_bench" / "llava-seed-bench.jsonl"
+    file.write_text("".join(file.read_text().splitlines(keepends=True)[:-1]))
+    found = benchmark(base, ["seed"], data, out=tmp_path / "o", dtype="float32")["seed"]
+    assert found["parts"]["all"] >= 0 and found["submission"] is None
+    assert any(note.startswith("No submission: ") for note in found["notes"])
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "text", "message"),
+    [
+        ("llava_bench", "llava-bench-in-the-wild/questions.jsonl", '{"question_id": 1.5, "image": "001.jpg", "text": "q", "category": "conv"}', "1.5 is no question_id"),
+        ("pope", "pope/llava_pope_test.jsonl", '{"question_id": true, "image": "a.jpg", "text": "q", "category": "random"}', ""),
+        ("mmvet", "mm-vet/llava-mm-vet.jsonl", '{"question_id": 1, "image": 5, "text": "q"}', "MM-Vet"),
+        ("gqa", "gqa/llava_gqa_testdev_balanced.jsonl", "[" * 100_000, "line 1 is no JSON"),
+        ("gqa", "gqa/llava_gqa_testdev_balanced.jsonl", '{"question_id": "\\ud83d"}', "half of a surrogate pair"),
+        ("gqa", "gqa/llava_gqa_testdev_balanced.jsonl", b"\xff\xfe", "not in UTF-8"),
+        ("seed", "seed_bench/SEED-Bench.json", '{"question_type": {"a": [1]}, "questions": []}', "SEED-Bench"),
+    ],
+)  # fmt: skip
+def test_damaged_evaluation_data_is_one_clear_error(root, tmp_path, name, file, text, message):
+    data = tmp_path / "eval"
+    shutil.copytree(root, data)
+    (data / file).write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(UserError, match=message):
+        benchmark("nowhere", [name], data)
 
 
 def test_what_is_wrong_is_said_before_a_model_is_read(root, tmp_path):

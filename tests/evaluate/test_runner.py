@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 
 import pytest
+import torch
 from conftest import ROOT
+from filelock import FileLock
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from qllava.artifact.load import Loaded, load
 from qllava.data.sample import ask
-from qllava.errors import UserError
+from qllava.errors import RunError, UserError
 from qllava.evaluate import generate, runner
 from qllava.evaluate.answers import read_answers
 from qllava.evaluate.question import Question
-from qllava.evaluate.runner import answer
+from qllava.evaluate.run import identity
+from qllava.evaluate.runner import answer, digest
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +118,12 @@ def test_answers_of_other_settings_are_not_mixed(loaded, questions, tmp_path):
         answer(loaded, questions[:2], tmp_path / "b", {}, 4)
     part = tmp_path / "c" / "answers.part-0.jsonl"
     part.parent.mkdir()
+    part.touch()
+    with pytest.raises(UserError, match="whose answers it holds"):
+        answer(loaded, questions[:2], tmp_path / "c", {}, 4)
+    part.unlink()
+    settings = {"questions": digest(questions[:2]), "max_new_tokens": 4}
+    (part.parent / "settings.json").write_text(json.dumps(settings))
     part.write_text('{"question_id": 7, "text": "x", "metadata": {"number": 1}}\n')
     with pytest.raises(UserError, match=r"answers\.part-0\.jsonl, line 1 is of another set"):
         answer(loaded, questions[:2], tmp_path / "c", {}, 4)
@@ -190,3 +203,90 @@ def test_two_processes_share_the_questions(base, questions, tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     assert [(tmp_path / f"told-{rank}").read_text() for rank in (0, 1)] == ["11 11"] * 2
     assert [r["text"] for r in lines(tmp_path / "two" / "answers.jsonl")] == single
+
+
+def test_other_pictures_and_other_weights_are_other_settings(base, questions, tmp_path):
+    """A folder without a manifest is known by its weights, and a question by its images' names and sizes."""
+    plain = tmp_path / "plain"
+    shutil.copytree(base, plain)
+    (plain / "qllava.json").unlink()
+    before = identity(plain, load(plain, dtype="float32"))
+    weights = load_file(plain / "model.safetensors")
+    name = next(n for n in weights if weights[n].is_floating_point())
+    weights[name] += 1
+    save_file(weights, plain / "model.safetensors", {"format": "pt"})
+    assert before is not None and identity(plain, load(plain, dtype="float32")) != before
+    one = next(q for q in questions if q.images)
+    moved = tmp_path / one.images[0].parent.name / one.images[0].name
+    moved.parent.mkdir(exist_ok=True)
+    shutil.copy(one.images[0], moved)
+    assert digest([one]) == digest([replace(one, images=(moved, *one.images[1:]))])
+    Image.new("RGB", (31, 17), "pink").save(moved)
+    assert digest([one]) != digest([replace(one, images=(moved, *one.images[1:]))])
+    assert digest([replace(one, images=(b"a",))]) != digest([replace(one, images=(b"b",))])
+
+
+def test_the_same_weights_go_on_under_another_name(loaded, questions, tmp_path):
+    first = answer(loaded, questions[:2], tmp_path, {"model": "a", "weights": "f00d"}, 4)
+    again = answer(loaded, questions[:2], tmp_path, {"model": "./a", "weights": "f00d"}, 4)
+    assert again.asked == 0 and again.texts == first.texts
+
+
+def test_one_evaluation_a_folder(loaded, questions, tmp_path):
+    with FileLock(tmp_path / ".lock"), pytest.raises(UserError, match="Another evaluation is writing"):
+        answer(loaded, questions[:2], tmp_path, {}, 4)
+    assert answer(loaded, questions[:2], tmp_path, {}, 4).asked == 2
+
+
+def test_an_interruption_says_what_is_kept(loaded, questions, tmp_path, monkeypatch, capsys):
+    def cut(loaded_, questions_, chosen, tokens):
+        yield from itertools.islice(generate.answers(loaded_, questions_, chosen, tokens), 2)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner, "answers", cut)
+    with pytest.raises(KeyboardInterrupt):
+        answer(loaded, questions, tmp_path, {}, 4, 2)
+    assert f"4 of 11 answers are kept in {tmp_path}" in " ".join(capsys.readouterr().err.split())
+    monkeypatch.undo()
+    answer(loaded, questions, tmp_path, {}, 4, 2)
+    assert "4 of 11 are answered in" in " ".join(capsys.readouterr().err.split())
+
+
+def test_memory_that_runs_out_names_batch_size(loaded, questions, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(generate, "generate", full)
+    with pytest.raises(RunError, match="--batch-size"):
+        answer(loaded, questions, tmp_path, {}, 4, 4)
+
+
+def test_prompts_beyond_the_context_are_told(loaded, tmp_path, capsys):
+    answer(loaded, [Question("long", ask("word " * 3000))], tmp_path, {}, 1)
+    assert "1 prompts are longer than the" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("variable", [{"WORLD_SIZE": "2"}, {"RANK": "x"}])
+def test_a_left_over_environment_is_named(loaded, questions, tmp_path, monkeypatch, variable):
+    for name, value in variable.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match="Launch with torchrun"):
+        answer(loaded, questions, tmp_path, {}, 4)
+
+
+@pytest.mark.parametrize("text", ["[]", "null", "{", "[" * 100_000, '{"a": "\\ud83d"}'])
+def test_damaged_settings(loaded, questions, tmp_path, text):
+    (tmp_path / "settings.json").write_text(text)
+    with pytest.raises(UserError, match=r"settings\.json"):
+        answer(loaded, questions, tmp_path, {}, 4)
+
+
+@pytest.mark.parametrize(
+    "line", [b'{"question_id": 0, "text": "a", "metadata": [1]}', b'{"question_id": "\xff"', b'{"question_id": 0}']
+)
+def test_a_damaged_line_that_was_kept(loaded, questions, tmp_path, line):
+    settings = {"questions": digest(questions), "max_new_tokens": 4}
+    (tmp_path / "settings.json").write_text(json.dumps(settings))
+    (tmp_path / "answers.part-0.jsonl").write_bytes(line + b"\n")
+    with pytest.raises(UserError, match=r"answers\.part-0\.jsonl"):
+        answer(loaded, questions, tmp_path, {}, 4)

@@ -12,6 +12,7 @@ from dataclasses import replace
 import pytest
 from PIL import Image
 
+from qllava import api
 from qllava.errors import UserError
 from qllava.evaluate import bands
 from qllava.evaluate.benchmarks.base import Benchmark, Score
@@ -258,3 +259,23 @@ def test_a_part_of_a_set_gets_no_verdict(tmp_path):
         cells["gqa"]["notes"] == ["1,000 of the set's 1,001 questions"]
         and cells["pope"]["verdict"] == "within the band"
     )
+
+
+def test_a_set_of_ones_own_below_a_run_is_left_out(tmp_path):
+    put(tmp_path, "gqa", 63.0)
+    (tmp_path / "test").mkdir()
+    (tmp_path / "test" / "result.json").write_text(json.dumps({"source": "a", "data": "test.json", "exact_match": 1.0}))
+    found = board(tmp_path)["runs"][0]
+    assert found["cells"]["gqa"]["score"] == 63.0 and "test is of a set of your own (test.json)" in found["notes"][0]
+
+
+def test_nothing_is_recorded_for_a_row_that_is_not_there(tmp_path):
+    folder = put(tmp_path, "vqav2")
+    with pytest.raises(UserError, match="No published row"):
+        api.scoreboard([tmp_path], "nobody", record=["vqav2=78.0"])
+    assert "server_score" not in json.loads((folder / "result.json").read_text())
+
+
+def test_a_run_named_twice_is_one(tmp_path):
+    put(tmp_path, "gqa", 63.0)
+    assert len(scoreboard([tmp_path, tmp_path / "."], None, None, BENCHMARKS)["runs"]) == 1

@@ -50,4 +50,6 @@ def named(names: Sequence[str]) -> list[Benchmark]:
     Raises:
         UserError: there is none of a name.
     """
+    if isinstance(names, str):
+        raise UserError(f"Benchmarks are named in a list, such as [{names!r}].")
     return [benchmark(name) for name in (BENCHMARKS if "all" in names else dict.fromkeys(names))]

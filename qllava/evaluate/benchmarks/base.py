@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ...errors import UserError
+from ..lines import parse, parse_object, read_text
 from ..question import Question
 
 SHORT = "\nAnswer the question using a single word or phrase."
@@ -41,6 +41,8 @@ class Benchmark:
     """None where the answers are with a server or a judge."""
     submit: Callable[[Path, Sequence[Question], Sequence[str], Path], Path] | None = None
     """(root, questions, texts, folder to write in) -> the file that the server or the grader takes."""
+    needs: Callable[[Path], object] | None = None
+    """Raises `UserError` for what `submit` would find missing under the root, before anything is asked."""
     server: str = ""  # who scores the submission
     judged: bool = False
     official: int = 0  # questions of the published set, in the smallest of its layouts; 0 where that is not known
@@ -54,12 +56,7 @@ def read_json(file: Path) -> Any:
     Raises:
         UserError: it is missing or no JSON.
     """
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"No file {file}.") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file} is no JSON: {error}.") from None
+    return parse(read_text(file), str(file))
 
 
 def read_lines(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -68,19 +65,10 @@ def read_lines(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     Raises:
         UserError: the file is missing, or a line is no JSON object.
     """
-    if not file.is_file():
-        raise UserError(f"No file {file}.")
-    for number, line in enumerate(file.read_text(encoding="utf-8").split("\n"), 1):
-        if not line.strip():
-            continue
-        where = f"{file}, line {number}"
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise UserError(f"{where} is no JSON: {error}.") from None
-        if not isinstance(row, dict):
-            raise UserError(f"{where} is {type(row).__name__}, not an object.")
-        yield where, row
+    for number, line in enumerate(read_text(file).split("\n"), 1):
+        if line.strip():
+            where = f"{file}, line {number}"
+            yield where, parse_object(line, where)
 
 
 def need(row: Mapping[str, Any], where: str, *names: str) -> list[Any]:
@@ -93,6 +81,28 @@ def need(row: Mapping[str, Any], where: str, *names: str) -> list[Any]:
     if missing:
         raise UserError(f"{where} has no {', '.join(missing)}; it has {', '.join(map(str, row))}.")
     return [row[name] for name in names]
+
+
+def questions_of(benchmark: Benchmark, root: Path) -> list[Question]:
+    """All questions of a benchmark.
+
+    Raises:
+        UserError: the evaluation data is missing, damaged or of another form.
+    """
+    if not root.is_dir():
+        raise UserError(f"No folder {root} with the evaluation data; --root names it.")
+    try:
+        found = benchmark.questions(root)
+    except (TypeError, AttributeError, LookupError, ValueError, RecursionError) as error:
+        raise UserError(f"{benchmark.title}: what lies in {root} for it is of another form: {error!r:.200}.") from error
+    for question in found:
+        if not isinstance(question.id, str | int) or isinstance(question.id, bool):
+            raise UserError(
+                f"{benchmark.title}: {question.id!r:.80} is no question_id; it must be a text or a whole number."
+            )
+    if not found:
+        raise UserError(f"{root} has no questions for {benchmark.title}.")
+    return found
 
 
 def shortfall(benchmark: Benchmark, questions: int) -> str:
@@ -120,13 +130,20 @@ def from_hub(folder: Path, split: str = "") -> list[dict[str, Any]] | None:
     Args:
         split: of the files, those whose name or folder begins with it, such as `val` of `val-00000-of-00002.parquet`.
     """
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     files = sorted(folder.rglob("*.parquet"))
     files = [f for f in files if f.name.startswith(split) or f.parent.name.startswith(split)]
     if not files:
         return None
-    return [row for file in files for row in pq.read_table(file).to_pylist()]
+    rows = []
+    for file in files:
+        try:
+            rows += pq.read_table(file).to_pylist()
+        except (OSError, pa.ArrowException) as error:
+            raise UserError(f"{file} is damaged: {str(error).splitlines()[0]}") from None
+    return rows
 
 
 def image_bytes(value: Any, where: str) -> bytes:

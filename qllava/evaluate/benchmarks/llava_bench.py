@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -121,7 +120,7 @@ def content(caption: str, question: str, reference: str, answer: str) -> str:
 
 
 def parse(text: str) -> tuple[float, float] | None:
-    """GPT-4's score and the answer's, out of a review's first line; None where it is not two numbers and a space.
+    """GPT-4's score and the answer's, out of a review's first line; None where it is not two numbers from 0 to 10 and a space.
 
     The original puts (-1, -1) into its means there.
     """
@@ -130,7 +129,7 @@ def parse(text: str) -> tuple[float, float] | None:
         pair = tuple(float(word) for word in words)
     except ValueError:
         return None
-    return pair if len(pair) == 2 and all(map(math.isfinite, pair)) else None
+    return pair if len(pair) == 2 and all(0 <= value <= 10 for value in pair) else None
 
 
 def _relative(pairs: Sequence[tuple[float, float]]) -> float | None:
@@ -168,7 +167,7 @@ def judge_answers(root: Path, questions: Sequence[Question], texts: Sequence[str
     if "all" not in parts:
         raise RunError(
             f"None of {len(reviews):,} reviews in {file} could be scored; the first is "
-            f"{reviews[0].content[:100] if reviews else ''!r}. Is {judge.model!r} able to follow the judge's prompt?"
+            f"{reviews[0].content[:100] if reviews else ''!r}. Is {judge.model!r} able to follow the judge's prompt? Delete the file to have them written anew."
         )
     return Score(parts | {"parse failures": float(failures)}, len(questions), notes(reviews, failures))
 

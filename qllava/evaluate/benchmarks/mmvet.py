@@ -7,6 +7,7 @@ mm-vet.zip; or a copy of the hub's lmms-lab/MMVet there. Prompt and scores: MM-V
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,7 @@ FOLDERS = ("mm-vet", "mmvet", "mmvet/mm-vet")  # the zip, unpacked into mmvet/, 
 CAPABILITIES = ("rec", "ocr", "know", "gen", "spat", "math")
 # The official grader asks for 3, which is what `0.5` takes in GPT-4's vocabulary; another judge's would cut it to `0.`, a score.
 MAX_TOKENS = 16
+NUMBER = re.compile(r"[0-9]+\.?[0-9]*|\.[0-9]+")
 PROMPT = """Compare the ground truth and prediction from AI models, to give a correctness score for the prediction. <AND> in the ground truth means it is totally right only when all elements in the ground truth are present in the prediction, and <OR> means it is totally right when any one element in the ground truth is present in the prediction. The correctness score is 0.0 (totally wrong), 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, or 1.0 (totally right). Just complete the last space of the correctness score.
 
 Question | Ground truth | Prediction | Correctness
@@ -106,10 +108,8 @@ def content(truth: Truth, answer: str) -> str:
 
 def parse(text: str) -> float | None:
     """The score that a review begins with; None where that is no number from 0 to 1."""
-    try:
-        value = float(text.split(maxsplit=1)[0])
-    except (ValueError, IndexError):
-        return None
+    word = (text.split(maxsplit=1) or [""])[0]
+    value = float(word) if NUMBER.fullmatch(word) else -1.0
     return value if 0 <= value <= 1 else None
 
 
@@ -142,7 +142,7 @@ def judge_answers(root: Path, questions: Sequence[Question], texts: Sequence[str
     if failures == len(graded):
         raise RunError(
             f"None of {len(reviews):,} reviews in {file} could be scored; the first is "
-            f"{reviews[0].content[:100] if reviews else ''!r}. Is {judge.model!r} able to follow the judge's prompt?"
+            f"{reviews[0].content[:100] if reviews else ''!r}. Is {judge.model!r} able to follow the judge's prompt? Delete the file to have them written anew."
         )
 
     def mean(chosen: Callable[[frozenset[str]], bool]) -> float | None:

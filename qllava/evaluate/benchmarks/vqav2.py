@@ -100,6 +100,17 @@ def submit(root: Path, asked: Sequence[Question], texts: Sequence[str], folder: 
     Raises:
         UserError: the list of all questions is missing, or lacks one that was asked.
     """
+    every = _every(root)
+    given = {q.id: normalize(text) for q, text in zip(asked, texts, strict=True)}
+    if strangers := given.keys() - set(every):
+        raise UserError(
+            f"The list of all test2015 questions under {root} lacks {min(strangers, key=str)!r}, which was asked."
+        )
+    rows = [{"question_id": name, "answer": given.get(name, "")} for name in every]
+    return write_json(folder / "vqav2.json", rows)
+
+
+def _every(root: Path) -> list[Any]:
     if (root / EVERY).is_file():
         every = [need(row, where, "question_id")[0] for where, row in read_lines(root / EVERY)]
     else:
@@ -109,13 +120,7 @@ def submit(root: Path, asked: Sequence[Question], texts: Sequence[str], folder: 
             f"The server takes an answer for every question of test2015; {root} lists them neither in {EVERY} nor in "
             "parquet files of the hub's split test."
         )
-    given = {q.id: normalize(text) for q, text in zip(asked, texts, strict=True)}
-    if strangers := given.keys() - set(every):
-        raise UserError(
-            f"The list of all test2015 questions under {root} lacks {min(strangers, key=str)!r}, which was asked."
-        )
-    rows = [{"question_id": name, "answer": given.get(name, "")} for name in every]
-    return write_json(folder / "vqav2.json", rows)
+    return every
 
 
 VQAV2 = Benchmark(
@@ -143,6 +148,7 @@ VQAV2 = Benchmark(
     official=107_394,
     max_new_tokens=128,
     submit=submit,
+    needs=_every,
     server="EvalAI, VQA Challenge: https://eval.ai/web/challenges/challenge-page/830/my-submission",
     differences=(
         "lmms-eval: answers of at most 16 tokens; leaves commas, question marks and 's to the normaliser's later "

@@ -43,9 +43,9 @@ def test_the_rule_is_the_originals():
 @pytest.mark.parametrize(
     ("text", "pair"),
     [
-        ("8 7\nBoth are good.", (8, 7)), ("8,7", (8, 7)), ("8.5 7.25", (8.5, 7.25)), ("-1 -1", (-1, -1)),
+        ("8 7\nBoth are good.", (8, 7)), ("8,7", (8, 7)), ("8.5 7.25", (8.5, 7.25)), ("0 10", (0, 10)), ("-1 -1", None),
         ("8, 7", None), ("8 7 ", None), (" 8 7", None), ("", None), ("8", None), ("8 of 10\n8 7", None), ("nan 7", None),
-        ("Assistant 1", None), ("1 2 3", None),
+        ("Assistant 1", None), ("1 2 3", None), ("11 5", None), ("1e308 1e308", None),
     ],
 )  # fmt: skip
 def test_parse(text, pair):
