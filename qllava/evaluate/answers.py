@@ -17,15 +17,15 @@ from .question import Question
 
 FILE = "answers.jsonl"  # what qllava's own is called
 
-Key = tuple[str, str, int, int]  # id, prompt where ids come again, round, and how many the same came before
+Key = tuple[str, str, int]  # id, prompt where ids come again, and how many the same came before
 
 
 def keys(questions: Sequence[Question]) -> list[Key]:
-    """What tells questions apart: id and round; the prompt too where ids come again; their order where even that does."""
-    plain = [(str(q.id), "", q.round) for q in questions]
+    """What tells questions apart: the id; the prompt too where ids come again; their order where even that does."""
+    plain = [(str(q.id), "") for q in questions]
     if len(set(plain)) < len(plain):
-        plain = [(str(q.id), q.shown, q.round) for q in questions]
-    seen: Counter[tuple[str, str, int]] = Counter()
+        plain = [(str(q.id), q.shown) for q in questions]
+    seen: Counter[tuple[str, str]] = Counter()
     found = []
     for key in plain:
         found.append((*key, seen[key]))
@@ -61,13 +61,12 @@ def read_answers(file: Path, questions: Sequence[Question]) -> list[str]:
     place = {key: i for i, key in enumerate(wanted)}
     prompts = any(key[1] for key in wanted)
     texts: list[str] = []
-    lines_of: dict[tuple[str, str, int], list[int]] = {}
+    lines_of: dict[tuple[str, str], list[int]] = {}
     for number, row in rows:
         where = f"{file}, line {number}"
         if prompts and not isinstance(row.get("prompt"), str):
             raise UserError(f"{where} needs 'prompt': the ids of this set come again, and the prompt tells them apart.")
-        turn = row.get("round_id") or 0
-        plain = (str(row["question_id"]), row["prompt"] if prompts else "", turn if isinstance(turn, int) else -1)
+        plain = (str(row["question_id"]), row["prompt"] if prompts else "")
         before = lines_of.setdefault(plain, [])
         name = f"question {row['question_id']!r}" + (f" ({plain[1].strip()[:60]!r})" if prompts else "")
         if (*plain, 0) not in place:

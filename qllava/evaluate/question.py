@@ -27,7 +27,6 @@ class Question:
     answer: Any = None  # what a score compares with; None where a server keeps it
     group: str = ""  # category, split or type, where the set has one
     prompt: str = ""  # as the original writes it into its answer file; by default the last turn's text
-    round: int = 0  # of CircularEval
 
     @property
     def shown(self) -> str:

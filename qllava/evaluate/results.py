@@ -18,7 +18,7 @@ from ..artifact.manifest import versions
 from ..errors import UserError
 from .answers import read_answers
 from .benchmarks import BENCHMARKS, benchmark, judge_answers, mmvet
-from .benchmarks.base import Benchmark, Score, questions_of, read_json, shortfall
+from .benchmarks.base import Benchmark, Score, questions_of, read_json, shortfall, without_images
 from .judge import Judge
 from .lines import parse_object, read_text
 from .question import Question
@@ -45,7 +45,8 @@ def score_answers(
         UserError: the file does not answer the set's questions one by one in order; names the line.
     """
     b, root, file = benchmark(name), Path(root), Path(answers)
-    questions = questions_of(b, root)
+    with without_images():
+        questions = questions_of(b, root)
     texts = read_answers(file, questions)
     place, beside = Path(out) if out else file.parent, _known(file.parent / RESULT)
     known = beside if beside.get("answers") == _digest(texts) else {}
@@ -184,7 +185,7 @@ def tell(result: dict[str, Any], asked: bool = True) -> str:
 
 
 def _parts(found: Score | None) -> dict[str, float] | None:
-    return None if found is None else {k: round(v, 4) for k, v in found.parts.items()}
+    return None if found is None else dict(found.parts)
 
 
 def _with_kept(result: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:

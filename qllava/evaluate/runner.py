@@ -78,7 +78,7 @@ def digest(questions: Sequence[Question]) -> str:
             hashlib.sha256(i).hexdigest() if isinstance(i, bytes) else (i.parent.name, i.name, i.stat().st_size)
             for i in q.images
         ]
-        found.update(json.dumps([str(q.id), q.round, [(t.role, t.text, t.images) for t in q.turns], images]).encode())
+        found.update(json.dumps([str(q.id), [(t.role, t.text, t.images) for t in q.turns], images]).encode())
     return found.hexdigest()[:16]
 
 
@@ -144,8 +144,6 @@ def answer(
 def _row(number: int, question: Question, text: str, loaded: Loaded, settings: Mapping[str, Any]) -> dict[str, Any]:
     """The keys of LLaVA's own scripts; `metadata.sent` is the whole prompt."""
     row = {"question_id": question.id, "prompt": question.shown, "text": text}
-    if question.round:
-        row["round_id"] = question.round
     metadata = {"number": number, "sent": sent(question, loaded.processing)}
     if question.answer is not None:
         metadata["expected"] = question.answer

@@ -18,6 +18,7 @@ from qllava.cli import main, scores
 from qllava.data.sample import ask
 from qllava.errors import UserError
 from qllava.evaluate.benchmarks import BENCHMARKS
+from qllava.evaluate.benchmarks.base import questions_of
 from qllava.evaluate.judge import Judge
 from qllava.evaluate.metrics import METRICS
 from qllava.evaluate.question import Question, features_of
@@ -236,3 +237,29 @@ def test_pictures_are_not_turned_by_their_exif(base, tmp_path):
     assert not torch.equal(*(features_of(q, loaded.processing)["pixel_values"] for q in (turned, plain)))
     original = as_original(loaded).processing
     assert torch.equal(*(features_of(q, original)["pixel_values"] for q in (turned, plain)))
+
+
+def test_pictures_may_be_links_and_scoring_needs_none(done, root, tmp_path):
+    """Downloaded sets are made of links; who scores answers, ours or published ones, opens no picture."""
+    data, store = tmp_path / "eval", tmp_path / "store"
+    shutil.copytree(root, data)
+    shutil.move(data / "pope" / "val2014", store)
+    (data / "pope" / "val2014").mkdir()
+    for file in store.iterdir():
+        (data / "pope" / "val2014" / file.name).symlink_to(file)
+    assert len(questions_of(BENCHMARKS["pope"], data)) == done[1]["pope"]["questions"]
+    shutil.rmtree(store)
+    with pytest.raises(UserError, match="No image at"):
+        benchmark("nowhere", ["pope"], data)
+    again = score("pope", done[0] / "pope" / "answers.jsonl", data, out=tmp_path / "again")
+    assert again["parts"] == done[1]["pope"]["parts"]
+
+
+def test_figures_are_kept_unrounded(root, tmp_path):
+    """Printed with two decimals they are the original's; rounded twice they would not always be."""
+    questions = BENCHMARKS["pope"].questions(root)
+    rows = [{"question_id": q.id, "text": "yes", "prompt": q.shown} for q in questions]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = score("pope", tmp_path / "a.jsonl", root)["parts"]
+    assert found == BENCHMARKS["pope"].score(root, questions, ["yes"] * len(questions)).parts
+    assert any(value != round(value, 4) for value in found.values())

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -144,6 +146,33 @@ def from_hub(folder: Path, split: str = "") -> list[dict[str, Any]] | None:
         except (OSError, pa.ArrowException) as error:
             raise UserError(f"{file} is damaged: {str(error).splitlines()[0]}") from None
     return rows
+
+
+_LOOKED_FOR = ContextVar("images are looked for", default=True)
+
+
+@contextmanager
+def without_images() -> Iterator[None]:
+    """Lets `questions` name pictures that are not there while the block lasts: who scores answers opens none."""
+    before = _LOOKED_FOR.set(False)
+    try:
+        yield
+    finally:
+        _LOOKED_FOR.reset(before)
+
+
+def picture(path: str, root: Path) -> Path:
+    """The file of a benchmark's picture. Links are followed wherever they lead, as downloaded sets are made of them.
+
+    Raises:
+        UserError: the path leaves the root by its own words, or no file is there.
+    """
+    if Path(path).is_absolute() or ".." in Path(path).parts or "\0" in path:
+        raise UserError(f"The image path {path[:200]!r} leaves the image root {root}; paths must stay under it.")
+    file = root / path
+    if _LOOKED_FOR.get() and not file.is_file():
+        raise UserError(f"No image at {file}.")
+    return file
 
 
 def image_bytes(value: Any, where: str) -> bytes:

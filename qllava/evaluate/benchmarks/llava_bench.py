@@ -15,12 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from ...data.image import resolve
 from ...data.sample import ask
 from ...errors import RunError, UserError
 from ..judge import Asked, Judge, notes, review
 from ..question import Question
-from .base import Benchmark, Score, find, from_hub, image_bytes, need, read_lines
+from .base import Benchmark, Score, find, from_hub, image_bytes, need, picture, read_lines
 
 FOLDER = "llava-bench-in-the-wild"
 CATEGORIES = ("conv", "detail", "complex")
@@ -66,7 +65,7 @@ def questions(root: Path) -> list[Question]:
         folder = root / FOLDER
         for where, row in read_lines(folder / "questions.jsonl"):
             name, image, text, category = need(row, where, "question_id", "image", "text", "category")
-            found.append((where, name, resolve(image, folder / "images"), text, category))
+            found.append((where, name, picture(image, folder / "images"), text, category))
     else:
         for number, row in enumerate(rows, 1):
             where = f"{root / FOLDER}, row {number}"

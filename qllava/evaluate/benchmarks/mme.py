@@ -9,6 +9,7 @@ percent each; perception is the sum of ten categories (2,000 at most), cognition
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -22,6 +23,7 @@ from .vqav2 import VLMEVALKIT, asked, hub_question, hub_rows
 QUESTIONS = "MME/llava_mme.jsonl"
 OFFICIAL = "MME/MME_Benchmark_release_version"
 END = "Please answer yes or no."
+BREAKS = re.compile(r"[\t\n\v\f\r\x1c-\x1e\x85\u2028\u2029]")
 PERCEPTION = (
     "existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR",
 )  # fmt: skip
@@ -140,12 +142,12 @@ def score(root: Path, asked: Sequence[Question], texts: Sequence[str]) -> Score:
 def submit(root: Path, asked: Sequence[Question], texts: Sequence[str], folder: Path) -> Path:
     """Writes `mme/` with a file for each category, which MME's calculation.py reads (`--results_dir`).
 
-    Lines hold image, question, true answer and given answer; tabs and line breaks in an answer become spaces there.
+    Lines hold text file, question, true answer and given answer; tabs and line breaks in an answer become spaces there.
     """
     lines: dict[str, list[str]] = defaultdict(list)
     for question, text in zip(asked, texts, strict=True):
         image = str(question.id).split("/")[-1]
-        row = (image, official(question.shown), question.answer, " ".join(text.split()))
+        row = (f"{Path(image).stem}.txt", official(question.shown), question.answer, BREAKS.sub(" ", text))
         lines[question.group].append("\t".join(row) + "\n")
     place = folder / "mme"
     place.mkdir(parents=True, exist_ok=True)

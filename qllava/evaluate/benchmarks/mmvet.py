@@ -13,12 +13,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ...data.image import resolve
+import numpy as np
+
 from ...data.sample import ask
 from ...errors import RunError, UserError
 from ..judge import Asked, Judge, notes, review
 from ..question import Question
-from .base import Benchmark, Score, find, from_hub, image_bytes, need, read_json, read_lines
+from .base import Benchmark, Score, find, from_hub, image_bytes, need, picture, read_json, read_lines
 
 FOLDERS = ("mm-vet", "mmvet", "mmvet/mm-vet")  # the zip, unpacked into mmvet/, has a folder of its own
 CAPABILITIES = ("rec", "ocr", "know", "gen", "spat", "math")
@@ -78,7 +79,7 @@ def questions(root: Path) -> list[Question]:
         return asked
     file, images = _there(root, "llava-mm-vet.jsonl"), _there(root, "images")
     found = [need(row, where, "question_id", "image", "text") for where, row in read_lines(file)]
-    return [Question(_bare(name), ask(text, 1), (resolve(image, images),)) for name, image, text in found]
+    return [Question(_bare(name), ask(text, 1), (picture(image, images),)) for name, image, text in found]
 
 
 def _truths(root: Path) -> dict[str | int, Truth]:
@@ -147,7 +148,10 @@ def judge_answers(root: Path, questions: Sequence[Question], texts: Sequence[str
 
     def mean(chosen: Callable[[frozenset[str]], bool]) -> float | None:
         values = [value for value, capabilities in graded if value is not None and chosen(capabilities)]
-        return round(100 * sum(values) / len(values), 1) if values else None
+        total = 0.0  # sum() is more exact than the original's +=, and rounds otherwise in one case of a hundred
+        for value in values:
+            total += value
+        return float(np.round(total / len(values) * 100, 1)) if values else None
 
     combinations = sorted({truth.capabilities for truth in truths}, key=_combination)
     parts = {

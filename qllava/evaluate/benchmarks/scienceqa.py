@@ -13,11 +13,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ...data.image import resolve
 from ...data.sample import PLACEHOLDER, ask
 from ...errors import UserError
 from ..question import Question
-from .base import LETTER, Benchmark, Score, image_bytes, need, percent, read_json
+from .base import LETTER, Benchmark, Score, image_bytes, need, percent, picture, read_json
 from .vqav2 import VLMEVALKIT, hub_rows
 
 QUESTIONS = "scienceqa/llava_test_CQM-A.json"
@@ -88,7 +87,7 @@ def questions(root: Path) -> list[Question]:
         image = None
         if "image" in row:
             try:
-                image = resolve(str(row["image"]), root / "scienceqa/images/test")
+                image = picture(str(row["image"]), root / "scienceqa/images/test")
             except UserError as error:
                 raise UserError(f"{where}: {error}") from None
         found.append(_question(name, text, image, _letter(problems[name], f"{root / PROBLEMS}, {name!r}")))

@@ -17,12 +17,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ...data.image import resolve
 from ...data.sample import ask
 from ...errors import UserError
 from ..question import Question
 from ..vqa_text import ANNOTATORS, soft_accuracy
-from .base import SHORT, Benchmark, Score, need, read_json
+from .base import SHORT, Benchmark, Score, need, picture, read_json
 from .vqav2 import VLMEVALKIT, asked, hub_question, hub_rows
 
 QUESTIONS = "textvqa/llava_textvqa_val_v051_ocr.jsonl"
@@ -110,7 +109,7 @@ def questions_noocr(root: Path) -> list[Question]:
     found = []
     for where, image, question, answers in _annotations(root):
         try:
-            file = resolve(f"{image}.jpg", root / IMAGES)
+            file = picture(f"{image}.jpg", root / IMAGES)
         except UserError as error:
             raise UserError(f"{where}: {error}") from None
         found.append(Question(image, ask(question.capitalize() + SHORT, 1), (file,), answers))

@@ -14,12 +14,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ...data.image import resolve
 from ...data.sample import ask
 from ...errors import UserError
 from ..question import Question
 from ..vqa_text import normalize
-from .base import SHORT, Benchmark, from_hub, image_bytes, need, read_lines
+from .base import SHORT, Benchmark, from_hub, image_bytes, need, picture, read_lines
 
 QUESTIONS, EVERY = "vqav2/llava_vqav2_mscoco_test-dev2015.jsonl", "vqav2/llava_vqav2_mscoco_test2015.jsonl"
 VLMEVALKIT = 'VLMEvalKit: another system prompt, the image between spaces (" <image> "), a space after "ASSISTANT:".'
@@ -39,7 +38,7 @@ def asked(file: Path, images: Path) -> list[Question]:
                 f"{where} needs question_id (str or int), image (str) and text (str), and has {row!r:.160}."
             )
         try:
-            found = resolve(image, images)
+            found = picture(image, images)
         except UserError as error:
             raise UserError(f"{where}: {error}") from None
         questions.append(Question(name, ask(text, 1), (found,)))

@@ -60,8 +60,8 @@ def test_submission(tmp_path):
     place = MME.submit(tmp_path, MME.questions(tmp_path), TEXTS, tmp_path / "out")
     assert sorted(f.name for f in place.iterdir()) == ["artwork.txt", "code_reasoning.txt", "color.txt"]
     assert (place / "color.txt").read_text() == (
-        "0001.jpg\tIs there a red car? Please answer yes or no.\tYes\tyes.\n"
-        "0001.jpg\tIs there a blue car? Please answer yes or no.\tNo\tmaybe not sure\n"
+        "0001.txt\tIs there a red car? Please answer yes or no.\tYes\tyes.\n"
+        "0001.txt\tIs there a blue car? Please answer yes or no.\tNo\tmaybe not sure\n"
     )
 
 
@@ -77,7 +77,7 @@ def test_hub(tmp_path):
     assert MME.score(tmp_path, asked, TEXTS).parts["perception"] == 250
     place = MME.submit(tmp_path, asked, TEXTS, tmp_path / "out")
     first = (place / "artwork.txt").read_text().splitlines()[0]
-    assert first == "14777.jpg\tIs this artwork titled venus? Please answer yes or no.\tYes\tYes"
+    assert first == "14777.txt\tIs this artwork titled venus? Please answer yes or no.\tYes\tYes"
 
 
 def test_errors(tmp_path):
