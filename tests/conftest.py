@@ -17,6 +17,11 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach a hub
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def pytest_collection_modifyitems(items):
+    """The slow tests first, so that the others run beside them and none is waited for at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder with conformance data and the Llama vocabulary, beside the checkout or inside it."""

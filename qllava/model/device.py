@@ -11,6 +11,9 @@ from ..errors import UserError, nearest
 # torch keeps an oneDNN primitive for each of the last 1,024 shapes that a CPU has multiplied, and rows of ever other lengths
 # make ever new ones: hundreds of MiB that save no time (benchmarks/LOG.md). Read at the first product, so set before it.
 os.environ.setdefault("LRU_CACHE_CAPACITY", "1")
+if not torch.cuda.is_available():
+    # DeepSpeed, which accelerate imports where it is installed, looks for a GPU and tells on stdout that there is none.
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
