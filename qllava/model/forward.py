@@ -22,7 +22,7 @@ from .features import install_features
 LOGITS_AT_ONCE = 1 << 22  # 16 MB in float32
 
 
-def install_loss(llava: torch.nn.Module, attention: str = "auto") -> None:
+def install_loss(llava: torch.nn.Module, attention: str = "auto", sharded: bool = False) -> None:
     """Makes `llava(..., labels=…, normalizer=…)` return that loss, and no logits. Without labels nothing changes.
 
     Images may come as `image_features` [images, patches, width] instead of `pixel_values`; a packed row comes with its
@@ -30,6 +30,7 @@ def install_loss(llava: torch.nn.Module, attention: str = "auto") -> None:
 
     Args:
         attention: of packed rows; see `attention.mask_for`.
+        sharded: each process holds a part of the weights, so that all must run the same layers in the same order.
     """
     install_features(llava)
     plain = types.MethodType(type(llava).forward, llava)
@@ -42,6 +43,8 @@ def install_loss(llava: torch.nn.Module, attention: str = "auto") -> None:
             kwargs["pixel_values"] = image_features  # see `install_features`
         if labels is None:
             return plain(*args, **kwargs)
+        if kwargs.get("pixel_values") is None:
+            kwargs["inputs_embeds"] = _with_an_idle_image(self, kwargs.pop("input_ids"), sharded)
         labelled = labels != IGNORE
         labelled[:, 0] = False  # nothing predicts it
         if layout is None:
@@ -53,8 +56,6 @@ def install_loss(llava: torch.nn.Module, attention: str = "auto") -> None:
             hidden = self.model(*args, use_cache=False, **kwargs).last_hidden_state[0]
             hidden = hidden if only is not None else hidden[predictors]
         loss = head_loss(self.lm_head, hidden, labels[labelled])
-        if kwargs.get("pixel_values") is None:
-            loss = loss + _idle_image_path(self)
         return LlavaCausalLMOutputWithPast(
             loss=loss / (labelled.sum().clamp(min=1) if normalizer is None else normalizer)
         )
@@ -95,10 +96,23 @@ class _FrozenHeadLoss(torch.autograd.Function):
         return of_hidden * grad.to(of_hidden.dtype), None, None
 
 
-def _idle_image_path(llava: torch.nn.Module) -> torch.Tensor:
-    """A zero that depends on projector and vision tower: in a batch of text alone they would have no gradient, which DDP
-    waits for."""
-    projector = llava.model.multi_modal_projector
-    weight = projector.linear_1.weight
-    zero = 0.0 * projector(weight.new_zeros(1, weight.shape[1])).sum()
-    return zero + sum(0.0 * p.sum() for p in llava.model.vision_tower.parameters() if p.requires_grad)
+def _with_an_idle_image(llava: torch.nn.Module, ids: torch.Tensor, sharded: bool) -> torch.Tensor:
+    """The embeddings of a batch of text alone, plus a zero that depends on projector and vision tower.
+
+    Without it they would have no gradient there, which DDP waits for. It enters where images do, so that gradients come in the
+    same order as from a batch with images: ZeRO adds up those of several processes in the order in which they come. The tower
+    itself runs, on a black image, where it trains or is `sharded`: its layers are gathered by all processes or by none.
+    """
+    embeddings, model = llava.get_input_embeddings()(ids), llava.model
+    tower, width = llava.config.vision_config, model.multi_modal_projector.linear_1.in_features
+    if sharded or any(p.requires_grad for p in model.vision_tower.parameters()):
+        kind = _dtype(model.vision_tower)
+        black = torch.zeros(1, 3, tower.image_size, tower.image_size, dtype=kind, device=ids.device)
+        made = model.get_image_features(black).pooler_output[0]
+    else:
+        made = model.multi_modal_projector(embeddings.new_zeros(1, width, dtype=_dtype(model.multi_modal_projector)))
+    return embeddings + (0.0 * made.sum()).to(embeddings.dtype)
+
+
+def _dtype(module: torch.nn.Module) -> torch.dtype:
+    return next(module.parameters()).dtype

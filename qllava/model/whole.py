@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -33,13 +34,20 @@ CHAT_TEMPLATES = {  # single-turn and multi-turn prompts as in LLaVA's conversat
 }
 
 
-def save_whole(model: LlavaForConditionalGeneration, processing: Processing, folder: Path, dtype: torch.dtype) -> None:
-    """Writes `model` in `dtype` into `folder`, in the published key layout, in shards of at most 5 GB."""
+def save_whole(
+    model: LlavaForConditionalGeneration, processing: Processing, folder: Path, dtype: torch.dtype,
+    state: Mapping[str, torch.Tensor] | None = None,
+) -> None:  # fmt: skip
+    """Writes `model` in `dtype` into `folder`, in the published key layout, in shards of at most 5 GB.
+
+    Args:
+        state: its weights by name, where the model itself does not hold them whole.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     tied = model.config.tie_word_embeddings
     state = {
         dialects.to_published(k): v.detach().to("cpu", dtype).contiguous()
-        for k, v in model.state_dict().items()
+        for k, v in (model.state_dict() if state is None else state).items()
         if not (tied and k == "lm_head.weight")
     }
     save_torch_state_dict(state, folder, max_shard_size="5GB")

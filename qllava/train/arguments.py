@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-import os
-
 import torch
 from transformers.integrations import get_available_reporting_integrations
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from trl import SFTConfig
 
 from ..errors import UserError
 from ..recipe.schema import Recipe
+from .engine import Engine
 
 SAME = (  # fields that go over under their own names
     "output_dir", "seed", "num_train_epochs", "max_steps", "per_device_train_batch_size", "learning_rate",
     "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm", "optim", "adam_beta1", "adam_beta2",
     "adam_epsilon", "dataloader_num_workers", "logging_steps", "save_steps",
 )  # fmt: skip
-
-
-def launched_processes() -> int:
-    """How many processes the launcher (torchrun, accelerate) started; 1 without one.
-
-    From the environment: accelerate's PartialState says 1 in a CPU launch until it is told that it is one.
-    """
-    return int(os.environ.get("WORLD_SIZE", 1))
 
 
 def accumulation(recipe: Recipe, world_size: int) -> int:
@@ -41,7 +33,7 @@ def accumulation(recipe: Recipe, world_size: int) -> int:
     return recipe.global_batch_size // at_once
 
 
-def trainer_arguments(recipe: Recipe, world_size: int, dtype: torch.dtype, device: torch.device) -> SFTConfig:
+def trainer_arguments(recipe: Recipe, engine: Engine, dtype: torch.dtype, device: torch.device) -> SFTConfig:
     """The arguments; whatever the recipe does not name is set so that TRL adds nothing of its own."""
     known = get_available_reporting_integrations()
     if unknown := sorted(set(recipe.report_to) - set(known)):
@@ -49,18 +41,23 @@ def trainer_arguments(recipe: Recipe, world_size: int, dtype: torch.dtype, devic
             f"report_to: {', '.join(unknown)} is not installed or not known. There are: {', '.join(known) or 'none'}."
         )
     try:
-        return _config(recipe, world_size, dtype, device)
+        arguments = _config(recipe, engine, dtype, device)
+        if engine.deepspeed:  # its engine cuts the model, later; transformers would cut it while it is loaded
+            unset_hf_deepspeed_config()
+        return arguments
     except (ValueError, ImportError) as error:
         raise UserError(f"The recipe asks for what the trainer has not: {str(error)[:300]}") from None
 
 
-def _config(recipe: Recipe, world_size: int, dtype: torch.dtype, device: torch.device) -> SFTConfig:
+def _config(recipe: Recipe, engine: Engine, dtype: torch.dtype, device: torch.device) -> SFTConfig:
+    # DeepSpeed's own bf16 would round what trains; the trainer computes in an autocast of its own there
+    mixed = not engine.deepspeed
     return SFTConfig(
         **{name: getattr(recipe, name) for name in SAME},
-        gradient_accumulation_steps=accumulation(recipe, world_size),
+        gradient_accumulation_steps=accumulation(recipe, engine.processes),
         report_to=list(recipe.report_to) or "none",
-        bf16=dtype == torch.bfloat16,
-        fp16=dtype == torch.float16,
+        bf16=mixed and dtype == torch.bfloat16,
+        fp16=mixed and dtype == torch.float16,
         tf32=True if device.type == "cuda" else None,
         use_cpu=device.type == "cpu",
         save_strategy="steps",  # and no save_total_limit: transformers would delete a checkpoint that is to be kept

@@ -102,6 +102,11 @@ def check_gradients(model: torch.nn.Module, finite: bool = True) -> None:
             astray.append(name)
         elif p.grad is not None and finite and not torch.isfinite(p.grad).all():
             bad.append(name)
+    wrong_gradients(lacking, astray, bad)
+
+
+def wrong_gradients(lacking: list[str], astray: list[str], bad: list[str]) -> None:
+    """Raises `RunError` where a tensor that trains got no gradient, a frozen one got one, or one is not finite."""
     for names, what in (
         (lacking, "train but got no gradient"),
         (astray, "are frozen but got one"),

@@ -28,6 +28,7 @@ from ..recipe.schema import Recipe
 from . import card
 from .batches import first_batches, together
 from .begin import begin
+from .engine import Engine, fit, launched
 from .explain import explained, how_to_go_on, kept
 from .optimizer import rates
 from .plan import after_running_out, settle_sizes
@@ -60,7 +61,7 @@ def train(recipe: Recipe, resume: bool = False, callbacks: Sequence[Any] = ()) -
     """
     from transformers import set_seed
 
-    from .arguments import launched_processes, trainer_arguments
+    from .arguments import trainer_arguments
     from .dry import dry_save
 
     out = Path(recipe.output_dir)
@@ -76,11 +77,12 @@ def train(recipe: Recipe, resume: bool = False, callbacks: Sequence[Any] = ()) -
         )
     if recipe.attention == "flex" and device.type == "cpu":
         raise UserError("attention: FlexAttention has no backward pass on a CPU. Write attention: auto.")
-    processes = launched_processes()
+    engine = launched(device.type == "cpu")
+    recipe, processes = fit(recipe, engine, dtype), engine.processes
     started_from = adapter
     if adapter is not None and recipe.adapter is None:  # it is in the new base
         alone = recipe.model_copy(update={"per_device_train_batch_size": 1})
-        with trainer_arguments(alone, processes, dtype, device).main_process_first(local=False, desc="merging"):
+        with trainer_arguments(alone, engine, dtype, device).main_process_first(local=False, desc="merging"):
             merge_first(recipe, adapter, asked.base)
         adapter = None
     processing = processing_for(recipe)
@@ -93,7 +95,7 @@ def train(recipe: Recipe, resume: bool = False, callbacks: Sequence[Any] = ()) -
     if recipe.image_cache == "crops":
         processing = keep_crops(processing, [chosen, held])
     recipe = settle_sizes(recipe, chosen, processing, dtype, device, processes)
-    arguments = trainer_arguments(recipe, processes, dtype, device)
+    arguments = trainer_arguments(recipe, engine, dtype, device)
     evenly = processes * recipe.per_device_train_batch_size
     rows = training_set(chosen, processing, recipe.max_length, evenly)
     rows[0]  # the first sample is made before a model is read
@@ -112,11 +114,13 @@ def train(recipe: Recipe, resume: bool = False, callbacks: Sequence[Any] = ()) -
     if checkpoint is not None:
         manifest.report["resumed_from_step"] = steps_done(checkpoint)
     watch = _watch(recipe, processing, chosen, held)
-    trainer, history, stop = _trainer(recipe, model, processing, rows, put_together, manifest, arguments, watch)
+    trainer, history, stop = _trainer(recipe, model, processing, rows, put_together, manifest, arguments, watch, engine)
     meter = card.Meter()
     if checkpoint is not None and steps_done(checkpoint) >= steps_wanted(checkpoint, recipe):
         trainer.restore(checkpoint)  # it had ended but for its artifact
         return _finish(trainer, out, manifest, history, meter, parts)
+    elif checkpoint is not None and engine.deepspeed:
+        trainer.restore_weights(checkpoint)  # while each process has all of them
     for callback in callbacks:
         trainer.add_callback(callback)
     dry_save(trainer, out)
@@ -164,7 +168,8 @@ def _manifest(recipe: Recipe, dtype: torch.dtype, parts: list, template: str, se
 
 
 def _trainer(
-    recipe: Recipe, model: Any, processing: Any, rows: Any, put_together: Any, manifest: Manifest, arguments: Any, watch: Any
+    recipe: Recipe, model: Any, processing: Any, rows: Any, put_together: Any, manifest: Manifest, arguments: Any, watch: Any,
+    engine: Engine,
 ) -> Any:  # fmt: skip
     from transformers import PrinterCallback
 
@@ -184,6 +189,7 @@ def _trainer(
         processing=processing,
         manifest=manifest,
         watch=watch,
+        engine=engine,
     )
     trainer.remove_callback(PrinterCallback)  # it prints on stdout
     together = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
@@ -204,23 +210,28 @@ def _finish(trainer: Any, out: Path, manifest: Manifest, history: Any, meter: ca
         best = _restore_best(trainer, out / f"checkpoint-{best}", best)
     report = meter.report(trainer, best)
     final = manifest.model_copy(update={"report": {**manifest.report, **report}})
-    if trainer.args.should_save:
-        try:
-            with writing(out / FINAL, final) as folder:
-                trainer.write_weights(folder)
-                model_card(final, folder)
-            card.run_card(final, trainer.state.log_history, out)
-        except (OSError, SafetensorError, RuntimeError) as error:
-            raise RunError(
-                f"{out / FINAL} could not be written: {str(error).splitlines()[0]}. {kept(out)} Make room, then end the run "
-                "with --resume."
-            ) from None
-        card.push(recipe, out / FINAL)
+    with trainer.gathered():
+        if trainer.args.should_save:
+            _write(trainer, out, final)
     trainer.accelerator.wait_for_everyone()
     return Result(
         out / FINAL, report["steps"], report["seconds"], report["peak_memory_mib"], report["loss"], audit_rows(parts),
         history.history,
     )  # fmt: skip
+
+
+def _write(trainer: Any, out: Path, final: Manifest) -> None:
+    try:
+        with writing(out / FINAL, final) as folder:
+            trainer.write_weights(folder)
+            model_card(final, folder)
+        card.run_card(final, trainer.state.log_history, out)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise RunError(
+            f"{out / FINAL} could not be written: {str(error).splitlines()[0]}. {kept(out)} Make room, then end the run "
+            "with --resume."
+        ) from None
+    card.push(trainer.recipe, out / FINAL)
 
 
 def _restore_best(trainer: Any, checkpoint: Path, best: int) -> int | None:

@@ -3,65 +3,64 @@
 What is overridden, and why: `create_optimizer` (the projector has its own learning rate), `_get_train_sampler` (the order
 must not depend on the number of processes), `compute_loss` (logits at labels only, weighted over the global batch),
 `_get_grad_norm` (the guards look at a step before it is taken), `evaluate` (the loss over all held-out tokens, and nothing
-drawn from the run's random streams), saving and loading (every checkpoint is an artifact, written at once or not at all).
+drawn from the run's random streams), saving and loading (see `keeping`).
 """
 
 from __future__ import annotations
 
 import dataclasses
-import shutil
 import time
-from pathlib import Path
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from transformers import Trainer, TrainerState
+from transformers import Trainer
 from trl import SFTTrainer
 
 from .. import console
-from ..artifact.adapter import fill, save_adapter
-from ..artifact.manifest import Manifest, writing
+from ..artifact.manifest import Manifest
 from ..data.dataset import FILLER
 from ..data.processing import Processing
 from ..data.tokens import IGNORE
-from ..errors import RunError
 from ..model.attention import install_attention
 from ..model.forward import install_loss
 from ..model.fused import fuse
 from ..model.projector import llava_of
-from ..model.whole import read_whole, save_whole
 from ..recipe.schema import Recipe
 from .batches import sampler_for
-from .checkpoint import SAVING, rotate
-from .guards import ADVICE, Diverged, Divergence, check_gradients, check_step, starved
-from .measure import Counts, best_step, evaluations_since_best, peak_memory
+from .engine import Engine
+from .guards import BadStep, Diverged, Divergence, check_gradients, check_step, starved
+from .keeping import Keeping
+from .measure import Counts, evaluations_since_best, peak_memory
 from .optimizer import groups
 from .sampler import SeededSampler
+from .shards import Heard
 from .watch import Watch
 
 
-class LlavaTrainer(SFTTrainer):
+class LlavaTrainer(Keeping, SFTTrainer):
     """Trains what `model.adapt.make_trainable` switched on.
 
     Args:
         recipe: the run.
         processing: how inputs are made; saved with every artifact.
         manifest: of the artifacts, but for what is only known when one is written.
+        engine: what the processes share the run by.
         watch: what is measured and asked during the run; None measures nothing.
     """
 
     def __init__(
-        self, *args: Any, recipe: Recipe, processing: Processing, manifest: Manifest, watch: Watch | None = None,
-        **kwargs: Any,
+        self, *args: Any, recipe: Recipe, processing: Processing, manifest: Manifest, engine: Engine,
+        watch: Watch | None = None, **kwargs: Any,
     ) -> None:  # fmt: skip
         self.recipe, self.processing, self.manifest, self.watch = recipe, processing, manifest, watch
+        self.engine = engine
         self.counts = Counts()
         self.divergence = Divergence(recipe.divergence_factor)
         self._supervised = self._step_loss = 0  # of the step under way
         self._audited = self._warned = False
+        self._heard: Heard | None = None
         self._line, self._line_started = Counts(), time.perf_counter()  # at the last line of the log
-        self._saving_in: Path | None = None
         model = kwargs["model"]
         masters = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
         super().__init__(*args, **kwargs)
@@ -69,7 +68,7 @@ class LlavaTrainer(SFTTrainer):
             if name in masters:
                 parameter.data = masters[name].to(parameter.device)
         llava = llava_of(model)
-        install_loss(llava, recipe.attention)
+        install_loss(llava, recipe.attention, engine.sharded)
         if recipe.packing:
             install_attention(llava.model.language_model)
         if recipe.fused_layers:
@@ -114,14 +113,23 @@ class LlavaTrainer(SFTTrainer):
             inputs["layout"].samples if "layout" in inputs else samples
         )  # rows that only fill a batch are none
         self._supervised += supervised
-        if self.recipe.loss_average == "per_micro_batch":
-            outputs = model(**inputs)
+        if self.engine.deepspeed and not self._audited and self._heard is None:
+            self._heard = Heard(self.accelerator.unwrap_model(model))
+        each = self.recipe.loss_average == "per_micro_batch"
+        with self._computing():
+            outputs = model(**inputs, **({} if each else {"normalizer": num_items_in_batch}))
+        if each:
             loss = outputs.loss / self.current_gradient_accumulation_steps
         else:
-            outputs = model(**inputs, normalizer=num_items_in_batch)
-            loss = outputs.loss * self.accelerator.num_processes  # DDP takes the mean over processes
+            loss = outputs.loss * self.accelerator.num_processes  # all engines take the mean over processes
         self._step_loss += loss.detach()
         return (loss, outputs) if return_outputs else loss
+
+    def _computing(self) -> AbstractContextManager:
+        """Autocast, which accelerate sees to but under DeepSpeed."""
+        name = str(self.manifest.dtype)
+        mixed = self.engine.deepspeed and name != "float32"
+        return torch.autocast(self.args.device.type, getattr(torch, name)) if mixed else nullcontext()
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """transformers' own, and how long it took: the step waits for it."""
@@ -137,10 +145,16 @@ class LlavaTrainer(SFTTrainer):
         loss, supervised = self._over_processes(self._step_loss, self._supervised)
         self._step_loss = self._supervised = 0
         step, scaled = self.state.global_step + 1, self.args.fp16
-        check_step(step, loss, float(norm), supervised, scaled)
+        try:
+            check_step(step, loss, float(norm), supervised, scaled)
+        except BadStep as error:
+            raise (Diverged(str(error)) if self.engine.deepspeed else error) from None  # DeepSpeed has taken the step
         if not self._audited:
-            check_gradients(self.accelerator.unwrap_model(model), finite=not scaled)
-            self._audited = True
+            if self._heard is not None:
+                self._heard.check()
+            else:
+                check_gradients(self.accelerator.unwrap_model(model), finite=not scaled)
+            self._audited, self._heard = True, None
         if reason := self.divergence.add(step, loss):
             raise Diverged(reason)
         return norm
@@ -169,23 +183,6 @@ class LlavaTrainer(SFTTrainer):
         self._line_started = time.perf_counter()  # what it took is no training
         return metrics
 
-    def restore_weights(self, checkpoint: Path) -> None:
-        """Takes the weights from a checkpoint."""
-        self._load_from_checkpoint(str(checkpoint), self.accelerator.unwrap_model(self.model))
-
-    def keep_good_state(self) -> None:
-        """Writes a checkpoint of the last whole step, for a run that stops before the next one is taken."""
-        if self.state.global_step:
-            try:
-                self._save_checkpoint(self.model, None)
-            except RunError as error:
-                console.note(str(error))
-
-    def restore(self, checkpoint: Path) -> None:
-        """Takes weights and step count from a checkpoint, to end a run that had only its artifact left to write."""
-        self.restore_weights(checkpoint)
-        self.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the projector's learning rate, supervised tokens (per second, and their share), the share of time spent waiting
         for data, and peak memory (MiB) to a line of the log."""
@@ -205,63 +202,3 @@ class LlavaTrainer(SFTTrainer):
                 self._warned = True
             self._line, self._line_started = dataclasses.replace(self.counts), now
         Trainer.log(self, logs, start_time)
-
-    # -- artifacts
-    def write_weights(self, folder: Path) -> None:
-        """What was trained: an adapter, or for `full` the whole model in float32."""
-        model = self.accelerator.unwrap_model(self.model)
-        bad = [n for n, p in model.named_parameters() if p.requires_grad and not torch.isfinite(p).all()]
-        if bad:
-            raise RunError(f"{len(bad)} trained tensors are not finite ({bad[0]}), so nothing was written. {ADVICE}")
-        if self.manifest.holds == "adapter":
-            save_adapter(model, folder)
-        else:
-            save_whole(model, self.processing, folder, torch.float32)
-
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        folder = Path(output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        self.write_weights(folder)
-
-    def _get_output_dir(self, trial: Any) -> str:
-        return str(self._saving_in or self.args.output_dir)
-
-    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        """Lets transformers fill a folder out of sight, and moves it into place as an artifact when it is whole."""
-        out, name = Path(self.args.output_dir), f"checkpoint-{self.state.global_step}"
-        if (out / name).exists():  # a resumed run comes by where it was before
-            return
-        self._saving_in = out / SAVING
-        try:
-            Trainer._save_checkpoint(self, model, trial)  # not TRL's, which writes a model card of its own
-            self.accelerator.wait_for_everyone()
-            if self.args.should_save:
-                checkpoint = self.manifest.model_copy(
-                    update={"kind": "checkpoint", "report": {**self.manifest.report, "step": self.state.global_step}}
-                )
-                with writing(out / name, checkpoint) as partial:
-                    for file in (self._saving_in / name).iterdir():
-                        file.rename(partial / file.name)
-        except (OSError, SafetensorError, RuntimeError) as error:  # RuntimeError: torch's writer on a full disk
-            if isinstance(error, RunError):
-                raise
-            raise RunError(
-                f"{out / name} could not be written: {str(error).splitlines()[0]}. Is the disk full?"
-            ) from None
-        finally:
-            if self.args.should_save:
-                shutil.rmtree(self._saving_in, ignore_errors=True)
-            self._saving_in = None
-        if self.args.should_save:
-            best = best_step(self.state) if self.recipe.early_stopping_patience else None
-            rotate(out, self.recipe.save_total_limit, {self.divergence.good} | ({best} - {None}))
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
-        folder, model = Path(resume_from_checkpoint), self.model if model is None else model
-        if self.manifest.holds == "model":
-            model.load_state_dict(read_whole(folder), strict=True)
-            return
-        fill(model, folder)
-        for name, parameter in model.named_parameters():
-            if parameter.requires_grad and parameter.dtype != torch.float32:
-                raise RunError(f"{name} came back from {folder} in {parameter.dtype} instead of float32.")
