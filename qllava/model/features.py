@@ -46,7 +46,7 @@ def tower_features(llava: nn.Module, pixel_values: torch.Tensor) -> torch.Tensor
 
 def install_features(llava: nn.Module) -> None:
     """Makes the model take its images by `tower_features`, or, given as `pixel_values` of three dimensions, as features that
-    the tower has made before. (`mm_encoder_outputs` would take them, too, but transformers 5.17 does not know it.)"""
+    the tower has made before; and an image that no token stands for. (`mm_encoder_outputs` would take them, too, but transformers 5.17 does not know it.)"""
 
     def get_image_features(
         self: Any, pixel_values: torch.Tensor, *args: Any, **kwargs: Any
@@ -59,4 +59,12 @@ def install_features(llava: nn.Module) -> None:
         projected = self.multi_modal_projector(features)
         return BaseModelOutputWithPooling(pooler_output=list(projected))
 
+    plain = llava.model.get_placeholder_mask
+
+    def get_placeholder_mask(self: Any, input_ids: Any, inputs_embeds: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        if input_ids is not None and not (input_ids == self.config.image_token_id).any():  # an image that nothing reads
+            return torch.zeros_like(inputs_embeds, dtype=torch.bool)
+        return plain(input_ids, inputs_embeds, *args, **kwargs)
+
     llava.model.get_image_features = types.MethodType(get_image_features, llava.model)
+    llava.model.get_placeholder_mask = types.MethodType(get_placeholder_mask, llava.model)

@@ -44,7 +44,7 @@ def install_loss(llava: torch.nn.Module, attention: str = "auto", sharded: bool 
         if labels is None:
             return plain(*args, **kwargs)
         if kwargs.get("pixel_values") is None:
-            kwargs["inputs_embeds"] = _with_an_idle_image(self, kwargs.pop("input_ids"), sharded)
+            kwargs["pixel_values"] = _idle_image(self, sharded)
         labelled = labels != IGNORE
         labelled[:, 0] = False  # nothing predicts it
         if layout is None:
@@ -96,23 +96,20 @@ class _FrozenHeadLoss(torch.autograd.Function):
         return of_hidden * grad.to(of_hidden.dtype), None, None
 
 
-def _with_an_idle_image(llava: torch.nn.Module, ids: torch.Tensor, sharded: bool) -> torch.Tensor:
-    """The embeddings of a batch of text alone, plus a zero that depends on projector and vision tower.
+def _idle_image(llava: torch.nn.Module, sharded: bool) -> torch.Tensor:
+    """What a batch of text alone takes for an image, which no position then reads: projector and vision tower get gradients of
+    zero, and DDP waits for some.
 
-    Without it they would have no gradient there, which DDP waits for. It enters where images do, so that gradients come in the
-    same order as from a batch with images: ZeRO adds up those of several processes in the order in which they come. The tower
-    itself runs, on a black image, where it trains or is `sharded`: its layers are gathered by all processes or by none.
+    It goes the way that images go, so that all processes run the same layers in the same order, and gradients come in one order:
+    ZeRO adds up those of several processes as they come, and gathers weights by a trace of the layers. A black picture where
+    the tower trains or is `sharded`, else a single patch [1, 1, width] as the projector reads it.
     """
-    embeddings, model = llava.get_input_embeddings()(ids), llava.model
-    tower, width = llava.config.vision_config, model.multi_modal_projector.linear_1.in_features
-    if sharded or any(p.requires_grad for p in model.vision_tower.parameters()):
-        kind = _dtype(model.vision_tower)
-        black = torch.zeros(1, 3, tower.image_size, tower.image_size, dtype=kind, device=ids.device)
-        made = model.get_image_features(black).pooler_output[0]
-    else:
-        made = model.multi_modal_projector(embeddings.new_zeros(1, width, dtype=_dtype(model.multi_modal_projector)))
-    return embeddings + (0.0 * made.sum()).to(embeddings.dtype)
-
-
-def _dtype(module: torch.nn.Module) -> torch.dtype:
-    return next(module.parameters()).dtype
+    tower, projector, size = (
+        llava.model.vision_tower,
+        llava.model.multi_modal_projector,
+        llava.config.vision_config.image_size,
+    )
+    if sharded or any(p.requires_grad for p in tower.parameters()):
+        like = next(tower.parameters())
+        return like.new_zeros(1, 3, size, size)
+    return next(projector.parameters()).new_zeros(1, 1, projector.linear_1.in_features)
