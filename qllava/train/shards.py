@@ -33,9 +33,10 @@ def gathered(model: torch.nn.Module, engine: Engine) -> Iterator[None]:
 def whole_state(model: torch.nn.Module, engine: Engine) -> dict[str, torch.Tensor] | None:
     """All weights by name, on the CPU of the first process, gathered one by one; None where the model is whole as it is.
 
-    The other processes get an empty one; all have to come here.
+    The other processes get an empty one; all have to come here. (ZeRO-2's weights are whole, but views of one flat buffer, which
+    safetensors refuses.)
     """
-    if engine.name != "zero3":
+    if not engine.deepspeed:
         return None
     import deepspeed
 
