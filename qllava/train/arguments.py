@@ -50,8 +50,8 @@ def trainer_arguments(recipe: Recipe, engine: Engine, dtype: torch.dtype, device
 
 
 def _config(recipe: Recipe, engine: Engine, dtype: torch.dtype, device: torch.device) -> SFTConfig:
-    # DeepSpeed's own bf16 would round what trains; the trainer computes in an autocast of its own there
-    mixed = not engine.deepspeed
+    # their own bf16 would round what trains; the trainer computes in an autocast of its own there
+    mixed = not engine.casts
     return SFTConfig(
         **{name: getattr(recipe, name) for name in SAME},
         gradient_accumulation_steps=accumulation(recipe, engine.processes),

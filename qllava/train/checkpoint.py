@@ -19,7 +19,9 @@ NEEDED = (
     "rng_state",
     "trainer_state.json",
 )  # without one, a resumed run differs in silence
-INSTEAD = {"optimizer.pt": "global_step"}  # DeepSpeed's, each process its piece
+INSTEAD = {
+    "optimizer.pt": ("global_step", "optimizer_0", "optimizer.bin")
+}  # DeepSpeed's and FSDP2's, in pieces or whole
 
 
 def checkpoints(output_dir: Path) -> list[Path]:
@@ -34,7 +36,7 @@ def newest_good(output_dir: Path) -> tuple[Path | None, dict[Path, str]]:
     for folder in checkpoints(output_dir):
         try:
             manifest = verify(folder)
-            lacking = [n for n in NEEDED if not any(f.startswith((n, INSTEAD.get(n, n))) for f in manifest.files)]
+            lacking = [n for n in NEEDED if not any(f.startswith((n, *INSTEAD.get(n, ()))) for f in manifest.files)]
             if not lacking:
                 return folder, complaints
             complaints[folder] = f"{folder} lacks {', '.join(lacking)}."

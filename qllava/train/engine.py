@@ -44,6 +44,11 @@ class Engine:
     def sharded(self) -> bool:
         return self.name in SHARDED
 
+    @property
+    def casts(self) -> bool:
+        """Whether it would cast what trains by a policy of its own; the trainer computes in an autocast instead."""
+        return self.deepspeed or self.name == "fsdp2"
+
 
 def launched_processes() -> int:
     """How many processes the launcher (torchrun, accelerate) started; 1 without one.
@@ -158,7 +163,7 @@ def fit(recipe: Recipe, engine: Engine, dtype: torch.dtype) -> Recipe:
     reason = refusal(recipe, engine.name)
     if reason is not None:
         raise UserError(reason)
-    if engine.deepspeed and dtype == torch.float16:
+    if engine.casts and dtype == torch.float16:
         raise UserError(f"dtype float16 does not run under {engine.title}. Write dtype: bfloat16, or take DDP.")
     if engine.sharded and recipe.fused_layers:
         # their hooks gather a linear's weights when it is called, and a fused layer reads them without

@@ -100,9 +100,14 @@ def check_gradients(model: torch.nn.Module, finite: bool = True) -> None:
             lacking.append(name)
         elif not p.requires_grad and p.grad is not None:
             astray.append(name)
-        elif p.grad is not None and finite and not torch.isfinite(p.grad).all():
+        elif p.grad is not None and finite and not torch.isfinite(here(p.grad)).all():
             bad.append(name)
     wrong_gradients(lacking, astray, bad)
+
+
+def here(tensor: torch.Tensor) -> torch.Tensor:
+    """Of a DTensor what this process holds; any other as it is."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
 def wrong_gradients(lacking: list[str], astray: list[str], bad: list[str]) -> None:

@@ -2,7 +2,7 @@
 
 What is overridden, and why: `save_model` (what an engine holds in pieces is put together first), `_save` (an adapter and the
 projector, or a whole model, in this package's form), `_save_checkpoint` (out of sight, then moved into place), `_load_from_checkpoint`,
-and for DeepSpeed its own checkpoints without frozen weights.
+and for DeepSpeed and FSDP2 their own checkpoints of the optimizer, without frozen weights.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import save_fsdp_optimizer
 from safetensors import SafetensorError
 from transformers import Trainer, TrainerState
 
@@ -34,8 +35,19 @@ class Keeping:
     _whole: dict[str, torch.Tensor] | None = None  # of `gathered`, for what trains whole
 
     def restore_weights(self, checkpoint: Path) -> None:
-        """Takes the weights from a checkpoint."""
-        self._load_from_checkpoint(str(checkpoint), self.accelerator.unwrap_model(self.model))
+        """Takes the weights from a checkpoint.
+
+        Raises:
+            RunError: one came back in another dtype than it trains in.
+        """
+        model = self.accelerator.unwrap_model(self.model)
+        if self.manifest.holds == "model":
+            model.load_state_dict(read_whole(checkpoint), strict=True)
+            return
+        fill(model, checkpoint)
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad and parameter.dtype != torch.float32:
+                raise RunError(f"{name} came back from {checkpoint} in {parameter.dtype} instead of float32.")
 
     def keep_good_state(self) -> None:
         """Writes a checkpoint of the last whole step, for a run that stops before the next one is taken."""
@@ -61,7 +73,8 @@ class Keeping:
     def write_weights(self, folder: Path) -> None:
         """What was trained: an adapter, or for `full` the whole model in float32."""
         model = self.accelerator.unwrap_model(self.model)
-        bad = [n for n, p in model.named_parameters() if p.requires_grad and not torch.isfinite(p).all()]
+        trained = {n: p for n, p in model.named_parameters() if p.requires_grad} if self._whole is None else self._whole
+        bad = [n for n, p in trained.items() if not torch.isfinite(p).all()]
         if bad:
             raise RunError(f"{len(bad)} trained tensors are not finite ({bad[0]}), so nothing was written. {ADVICE}")
         if self.manifest.holds == "adapter":
@@ -76,10 +89,14 @@ class Keeping:
                 self._save(output_dir or self.args.output_dir)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        if not self.engine.deepspeed:
+        if not self.engine.casts:
             super()._save_optimizer_and_scheduler(output_dir)
             return
-        save_pieces(self.model_wrapped, output_dir)
+        if self.engine.deepspeed:
+            save_pieces(self.model_wrapped, output_dir)
+        else:  # transformers' own would add all weights, the frozen ones too
+            plugin = self.accelerator.state.fsdp_plugin
+            save_fsdp_optimizer(plugin, self.accelerator, self.optimizer, self.model, output_dir)
         if self.args.should_save:
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir, "scheduler.pt"))
 
@@ -131,11 +148,5 @@ class Keeping:
             rotate(out, self.recipe.save_total_limit, {self.divergence.good} | ({best} - {None}))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
-        folder, model = Path(resume_from_checkpoint), self.model if model is None else model
-        if self.manifest.holds == "model":
-            model.load_state_dict(read_whole(folder), strict=True)
-            return
-        fill(model, folder)
-        for name, parameter in model.named_parameters():
-            if parameter.requires_grad and parameter.dtype != torch.float32:
-                raise RunError(f"{name} came back from {folder} in {parameter.dtype} instead of float32.")
+        if not self.engine.casts:  # else they were restored before the engine cut them
+            self.restore_weights(Path(resume_from_checkpoint))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -119,7 +121,7 @@ def train(recipe: Recipe, resume: bool = False, callbacks: Sequence[Any] = ()) -
     if checkpoint is not None and steps_done(checkpoint) >= steps_wanted(checkpoint, recipe):
         trainer.restore(checkpoint)  # it had ended but for its artifact
         return _finish(trainer, out, manifest, history, meter, parts)
-    elif checkpoint is not None and engine.deepspeed:
+    elif checkpoint is not None and engine.casts:
         trainer.restore_weights(checkpoint)  # while each process has all of them
     for callback in callbacks:
         trainer.add_callback(callback)
@@ -127,13 +129,18 @@ def train(recipe: Recipe, resume: bool = False, callbacks: Sequence[Any] = ()) -
     stop.install()
     try:
         smaller = functools.partial(after_running_out, recipe, chosen, processing, dtype, device, processes)
-        with explained(trainer, out, smaller):
+        with explained(trainer, out, smaller), _stdout_kept(engine):
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finally:
         stop.restore()
     if stop.asked and trainer.state.global_step < trainer.state.max_steps:
         raise RunError(how_to_go_on(out))
     return _finish(trainer, out, manifest, history, meter, parts)
+
+
+def _stdout_kept(engine: Engine) -> AbstractContextManager:
+    """DeepSpeed says there what it builds, and stdout is for results."""
+    return redirect_stdout(sys.stderr) if engine.deepspeed else nullcontext()
 
 
 def _watch(recipe: Recipe, processing: Any, chosen: Any, held: Any) -> Any:

@@ -20,14 +20,23 @@ from .guards import wrong_gradients
 @contextmanager
 def gathered(model: torch.nn.Module, engine: Engine) -> Iterator[None]:
     """Every process sees what trains, and LoRA that does not, whole while the block lasts; all have to come here."""
-    if engine.name != "zero3":
+    if not engine.sharded:
         yield
         return
-    import deepspeed
+    parts = {n: p for n, p in model.named_parameters() if p.requires_grad or "lora_" in n}
+    if engine.name == "zero3":
+        import deepspeed
 
-    parts = [p for n, p in model.named_parameters() if p.requires_grad or "lora_" in n]
-    with deepspeed.zero.GatheredParameters(parts):
+        with deepspeed.zero.GatheredParameters(list(parts.values())):
+            yield
+        return
+    try:
+        for name, piece in parts.items():
+            _put(model, name, torch.nn.Parameter(_full(piece).clone(), requires_grad=piece.requires_grad))
         yield
+    finally:
+        for name, piece in parts.items():
+            _put(model, name, piece)
 
 
 def whole_state(model: torch.nn.Module, engine: Engine) -> dict[str, torch.Tensor] | None:
@@ -36,16 +45,44 @@ def whole_state(model: torch.nn.Module, engine: Engine) -> dict[str, torch.Tenso
     The other processes get an empty one; all have to come here. (ZeRO-2's weights are whole, but views of one flat buffer, which
     safetensors refuses.)
     """
-    if not engine.deepspeed:
+    if not engine.casts:
         return None
-    import deepspeed
-
     first, state = int(torch.distributed.get_rank()) == 0, {}
     for name, parameter in model.named_parameters():
-        with deepspeed.zero.GatheredParameters([parameter]):
+        with _one(parameter, engine) as whole:
             if first:
-                state[name] = parameter.detach().to("cpu", copy=True)
+                state[name] = whole.detach().to("cpu", copy=True)
     return state
+
+
+@contextmanager
+def _one(parameter: torch.Tensor, engine: Engine) -> Iterator[torch.Tensor]:
+    if engine.name == "fsdp2":
+        yield _full(parameter)
+        return
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters([parameter]):
+        yield parameter
+
+
+def _full(piece: torch.Tensor) -> torch.Tensor:
+    """A DTensor put together in every process; any other as it is."""
+    return piece.full_tensor() if hasattr(piece, "full_tensor") else piece.detach()
+
+
+def _put(model: torch.nn.Module, name: str, parameter: torch.nn.Parameter) -> None:
+    path, _, leaf = name.rpartition(".")
+    model.get_submodule(path)._parameters[leaf] = parameter
+
+
+def cut_by_layers(plugin: Any, llava: torch.nn.Module) -> None:
+    """Makes FSDP2 gather a layer of the LLM or of the vision tower at a time.
+
+    Left alone, accelerate asks for every class that transformers would not split, also those that this model does not have.
+    """
+    stacks = [m for m in llava.modules() if isinstance(m, torch.nn.ModuleList) and len(m)]
+    plugin.transformer_cls_names_to_wrap = sorted({type(stack[0]).__name__ for stack in stacks})
 
 
 class Heard:

@@ -34,7 +34,7 @@ from .keeping import Keeping
 from .measure import Counts, evaluations_since_best, peak_memory
 from .optimizer import groups
 from .sampler import SeededSampler
-from .shards import Heard
+from .shards import Heard, cut_by_layers
 from .watch import Watch
 
 
@@ -69,6 +69,8 @@ class LlavaTrainer(Keeping, SFTTrainer):
                 parameter.data = masters[name].to(parameter.device)
         llava = llava_of(model)
         install_loss(llava, recipe.attention, engine.sharded)
+        if engine.name == "fsdp2":
+            cut_by_layers(self.accelerator.state.fsdp_plugin, llava)
         if recipe.packing:
             install_attention(llava.model.language_model)
         if recipe.fused_layers:
@@ -126,9 +128,9 @@ class LlavaTrainer(Keeping, SFTTrainer):
         return (loss, outputs) if return_outputs else loss
 
     def _computing(self) -> AbstractContextManager:
-        """Autocast, which accelerate sees to but under DeepSpeed."""
+        """Autocast, which accelerate sees to unless the engine would cast what trains."""
         name = str(self.manifest.dtype)
-        mixed = self.engine.deepspeed and name != "float32"
+        mixed = self.engine.casts and name != "float32"
         return torch.autocast(self.args.device.type, getattr(torch, name)) if mixed else nullcontext()
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
@@ -142,6 +144,7 @@ class LlavaTrainer(Keeping, SFTTrainer):
     def _get_grad_norm(self, model: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
         """The gradient's norm, after the guards have looked at the step that it is for."""
         norm = super()._get_grad_norm(model, *args, **kwargs)
+        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
         loss, supervised = self._over_processes(self._step_loss, self._supervised)
         self._step_loss = self._supervised = 0
         step, scaled = self.state.global_step + 1, self.args.fp16

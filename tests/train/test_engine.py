@@ -140,3 +140,13 @@ def test_accelerate_takes_the_files_and_they_name_no_number_of_processes(file):
     config = load_config_from_file(str(file))
     stage = (config.deepspeed_config or {}).get("zero_stage") if hasattr(config, "deepspeed_config") else None
     assert stage == {"zero2": 2, "zero3": 3, "zero3-offload": 3}.get(file.stem)
+
+
+def test_the_readme_says_what_runs_under_what(recipe_values):
+    names = ("single", "ddp", "fsdp2", "zero2", "zero3")
+    told = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("| `")]
+    for tune in ("projector", "full", "lora", "qlora"):
+        drop = () if tune in ("lora", "qlora") else ("lora", "projector_learning_rate")
+        recipe = resolve_recipe({k: v for k, v in recipe_values.items() if k not in drop} | {"tune": tune})
+        cells = " | ".join("yes" if refusal(recipe, name) is None else "no" for name in names)
+        assert f"| `{tune}` | {cells} |" in told

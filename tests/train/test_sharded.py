@@ -2,46 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import os
 import shutil
-import subprocess
-import sys
 
 import pytest
 import yaml
+from launching import launched, values_of
 from safetensors.torch import load_file
 
 from qllava.api import load, train, verify
 from qllava.recipe import resolve_recipe
 
-ENGINES = {"ddp": {}} | {
-    f"zero{stage}": {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": str(stage)}
-    for stage in (2, 3)
-}
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("deepspeed") is None, reason="DeepSpeed is not installed (make setup builds it)"
-)
-
-
-def launched(engine, recipe, *more):
-    port = str(29500 + os.getpid() % 1000)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", port]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", **ENGINES[engine]}
-    return subprocess.run(
-        [*command, "-m", "qllava", "train", str(recipe), *more],
-        capture_output=True,
-        text=True,
-        timeout=600,
-        env=environment,
-    )
-
-
-def values_of(recipe_values, tune, **more):
-    drop = () if tune in ("lora", "qlora") else ("lora", "projector_learning_rate")
-    values = {k: v for k, v in recipe_values.items() if k not in drop}
-    return values | {"tune": tune, "learning_rate": 1e-3, "warmup_steps": 0, "stage": "instruct"} | more
+pytestmark = pytest.mark.slow
 
 
 def losses(folder):
@@ -49,17 +21,18 @@ def losses(folder):
     return [e["loss"] for e in state["log_history"] if "loss" in e]
 
 
-def run(tmp_path, name, engine, values, *more):
+def run(tmp_path, name, engine, values, *more, processes=2):
     recipe = tmp_path / f"{name}.yaml"
     recipe.write_text(yaml.safe_dump({**values, "output_dir": str(tmp_path / name)}))
-    done = launched(engine, recipe, *more)
+    done = launched(engine, recipe, *more, processes=processes)
     assert done.returncode == 0, done.stderr[-4000:]
     return tmp_path / name
 
 
 CELLS = [
     ("lora", "zero2"), ("lora", "zero3"), ("qlora", "zero2"), ("projector", "zero2"), ("projector", "zero3"), ("full", "ddp"),
-    ("full", "zero2"), ("full", "zero3"),
+    ("full", "zero2"), ("full", "zero3"), ("projector", "fsdp2"), ("full", "fsdp2"), ("lora", "fsdp2"), ("qlora", "ddp"),
+    ("projector", "ddp"),
 ]  # fmt: skip
 
 
@@ -81,7 +54,7 @@ def test_two_processes_equal_one(recipe_values, tmp_path, tune, engine):
     assert load(out, dtype="float32").model is not None
 
 
-@pytest.mark.parametrize("engine", ["zero2", "zero3"])
+@pytest.mark.parametrize("engine", ["zero2", "zero3", "fsdp2"])
 def test_bfloat16_keeps_what_trains_in_float32(recipe_values, tmp_path, engine):
     values = values_of(recipe_values, "lora", dtype="bfloat16", max_steps=3, save_steps=3)
     plain = run(tmp_path, "ddp", "ddp", values)
@@ -92,7 +65,9 @@ def test_bfloat16_keeps_what_trains_in_float32(recipe_values, tmp_path, engine):
     assert any((t.bfloat16().float() != t).any() for t in held.values())
 
 
-@pytest.mark.parametrize(("tune", "engine"), [("lora", "zero2"), ("lora", "zero3"), ("full", "zero3")])
+@pytest.mark.parametrize(
+    ("tune", "engine"), [("lora", "zero2"), ("full", "zero3"), ("lora", "fsdp2"), ("full", "fsdp2")]
+)
 def test_a_checkpoint_goes_on(recipe_values, tmp_path, tune, engine):
     values = values_of(recipe_values, tune, max_steps=4, save_steps=2)
     whole = run(tmp_path, "whole", engine, values)
@@ -106,6 +81,38 @@ def test_a_checkpoint_goes_on(recipe_values, tmp_path, tune, engine):
     for file in sorted((whole / "final").glob("*.safetensors")):
         mine, theirs = load_file(file), load_file(cut / "final" / file.name)
         assert all((mine[k] - theirs[k]).abs().max() <= 1e-5 for k in mine)
+
+
+@pytest.mark.parametrize("engine", ["ddp", "fsdp2"])
+def test_a_checkpoint_goes_on_with_another_number_of_processes(recipe_values, tmp_path, engine):
+    values = values_of(recipe_values, "lora", max_steps=4, save_steps=2, per_device_train_batch_size=1)
+    whole = run(tmp_path, "whole", engine, values)
+    cut = tmp_path / "cut"
+    shutil.copytree(whole, cut)
+    shutil.rmtree(cut / "final")
+    shutil.rmtree(cut / "checkpoint-4")
+    run(tmp_path, "cut", engine, values, "--resume", processes=4)
+    assert losses(cut / "checkpoint-4") == pytest.approx(losses(whole / "checkpoint-4"), rel=2e-4)
+
+
+def test_zero_goes_on_with_as_many_processes_only_and_says_so(recipe_values, tmp_path):
+    values = values_of(recipe_values, "lora", max_steps=4, save_steps=2, per_device_train_batch_size=1)
+    out = run(tmp_path, "out", "zero2", values)
+    shutil.rmtree(out / "final")
+    shutil.rmtree(out / "checkpoint-4")
+    done = launched("zero2", tmp_path / "out.yaml", "--resume", processes=1)
+    assert done.returncode != 0 and "Resume with as many processes" in " ".join(done.stderr.split())
+
+
+def test_four_processes_and_accumulation_are_the_same_run(recipe_values, tmp_path):
+    """One process of eight samples, two of four, four of two; by accumulation or at once."""
+    values = values_of(recipe_values, "lora", max_steps=3, save_steps=3, global_batch_size=8)
+    one = train(resolve_recipe({**values, "per_device_train_batch_size": 8, "output_dir": str(tmp_path / "one")}))
+    wanted = [e["loss"] for e in one.log]
+    for processes, each in ((2, 4), (4, 2), (2, 1)):
+        name = f"{processes}x{each}"
+        out = run(tmp_path, name, "ddp", {**values, "per_device_train_batch_size": each}, processes=processes)
+        assert losses(out / "checkpoint-3") == pytest.approx(wanted, rel=2e-4), name
 
 
 def test_a_recipe_that_an_engine_cannot_run_is_refused_before_a_model_is_read(recipe_values, tmp_path):
