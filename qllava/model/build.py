@@ -83,6 +83,17 @@ def load_model(
     return model.requires_grad_(False).eval()
 
 
+def empty_model(base: str | Parts, dtype: torch.dtype) -> Llava:
+    """What `load_model` makes of the base, without its weights (on `meta`): only its configuration is read.
+
+    Raises:
+        UserError: the base has none, or is no LLaVA.
+    """
+    model = skeleton(config_of(base)).to(dtype)
+    model.generation_config = plain_generation(model.config)
+    return model.requires_grad_(False).eval()
+
+
 def plain_generation(config: LlavaConfig) -> GenerationConfig:
     """Greedy generation. A Vicuna's own settings (temperature without sampling) are refused by transformers when a finished
     run is saved."""

@@ -18,6 +18,7 @@ import psutil
 import torch
 import yaml
 
+from ..console import first_process
 from ..errors import UserError
 from ..recipe.schema import Recipe
 
@@ -43,6 +44,11 @@ class Engine:
     @property
     def sharded(self) -> bool:
         return self.name in SHARDED
+
+    @property
+    def reads(self) -> bool:
+        """Whether this process reads the base's weights. Under FSDP2 the first alone does, and sends the others their parts."""
+        return self.name != "fsdp2" or first_process()
 
     @property
     def casts(self) -> bool:
@@ -83,6 +89,11 @@ def launched(cpu: bool) -> Engine:
     if _on("ACCELERATE_USE_FSDP"):
         if os.environ.get("FSDP_VERSION") != "2":
             raise UserError("FSDP of version 1 is not supported. Write fsdp_version: 2 (recipes/cluster/fsdp2.yaml).")
+        if not _on("FSDP_CPU_RAM_EFFICIENT_LOADING"):
+            raise UserError(
+                "FSDP2 runs with the base read by the first process alone, which sends the others their parts. Write "
+                "fsdp_cpu_ram_efficient_loading: true (recipes/cluster/fsdp2.yaml)."
+            )
         if cpu:
             raise UserError(
                 "FSDP2 is asked for on a CPU, where accelerate would run plain DDP instead and not say so. Launch with "

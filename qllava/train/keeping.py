@@ -28,6 +28,24 @@ from .measure import best_step
 from .shards import gathered, load_pieces, save_pieces, whole_state
 
 
+def restore_weights(model: torch.nn.Module, checkpoint: Path, whole: bool) -> None:
+    """Puts a checkpoint's weights into a model that trains what its run trained.
+
+    Args:
+        whole: it holds the whole model, and not an adapter.
+
+    Raises:
+        RunError: one came back in another dtype than it trains in.
+    """
+    if whole:
+        model.load_state_dict(read_whole(checkpoint), strict=True)
+        return
+    fill(model, checkpoint)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and parameter.dtype != torch.float32:
+            raise RunError(f"{name} came back from {checkpoint} in {parameter.dtype} instead of float32.")
+
+
 class Keeping:
     """Of a `Trainer` with `recipe`, `processing`, `manifest`, `engine` and `divergence`."""
 
@@ -35,19 +53,8 @@ class Keeping:
     _whole: dict[str, torch.Tensor] | None = None  # of `gathered`, for what trains whole
 
     def restore_weights(self, checkpoint: Path) -> None:
-        """Takes the weights from a checkpoint.
-
-        Raises:
-            RunError: one came back in another dtype than it trains in.
-        """
-        model = self.accelerator.unwrap_model(self.model)
-        if self.manifest.holds == "model":
-            model.load_state_dict(read_whole(checkpoint), strict=True)
-            return
-        fill(model, checkpoint)
-        for name, parameter in model.named_parameters():
-            if parameter.requires_grad and parameter.dtype != torch.float32:
-                raise RunError(f"{name} came back from {checkpoint} in {parameter.dtype} instead of float32.")
+        """Takes the weights from a checkpoint, while the model is whole."""
+        restore_weights(self.accelerator.unwrap_model(self.model), checkpoint, self.manifest.holds == "model")
 
     def keep_good_state(self) -> None:
         """Writes a checkpoint of the last whole step, for a run that stops before the next one is taken."""
@@ -58,8 +65,7 @@ class Keeping:
                 console.note(str(error))
 
     def restore(self, checkpoint: Path) -> None:
-        """Takes weights and step count from a checkpoint, to end a run that had only its artifact left to write."""
-        self.restore_weights(checkpoint)
+        """Takes the step count from a checkpoint, to end a run that had only its artifact left to write."""
         self.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
 
     def gathered(self) -> AbstractContextManager:
@@ -148,5 +154,4 @@ class Keeping:
             rotate(out, self.recipe.save_total_limit, {self.divergence.good} | ({best} - {None}))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
-        if not self.engine.casts:  # else they were restored before the engine cut them
-            self.restore_weights(Path(resume_from_checkpoint))
+        """Nothing: the run has begun with its weights."""

@@ -68,10 +68,11 @@ def train(recipe: Recipe, resume: bool = False, callbacks: Sequence[Any] = ()) -
 
     out = Path(recipe.output_dir)
     asked = recipe = settle_base(recipe)
-    recipe, adapter = settle_adapter(recipe)
-    checkpoint = where_to_start(recipe, resume)
-    card.check_hub(recipe)
     device = pick_device()
+    engine = launched(device.type == "cpu")
+    recipe, adapter = settle_adapter(recipe, engine.reads)
+    checkpoint = where_to_start(recipe, resume, engine.reads)
+    card.check_hub(recipe)
     dtype = pick_dtype(recipe.dtype, device)
     if dtype == torch.float16 and device.type == "cpu":
         raise UserError(
@@ -79,7 +80,6 @@ def train(recipe: Recipe, resume: bool = False, callbacks: Sequence[Any] = ()) -
         )
     if recipe.attention == "flex" and device.type == "cpu":
         raise UserError("attention: FlexAttention has no backward pass on a CPU. Write attention: auto.")
-    engine = launched(device.type == "cpu")
     recipe, processes = fit(recipe, engine, dtype), engine.processes
     started_from = adapter
     if adapter is not None and recipe.adapter is None:  # it is in the new base
@@ -102,14 +102,15 @@ def train(recipe: Recipe, resume: bool = False, callbacks: Sequence[Any] = ()) -
     rows = training_set(chosen, processing, recipe.max_length, evenly)
     rows[0]  # the first sample is made before a model is read
     set_seed(recipe.seed)
-    model = begin(recipe, dtype, device, first_batches(recipe, rows, processing), adapter, checkpoint)
+    model = begin(recipe, dtype, device, first_batches(recipe, rows, processing), adapter, checkpoint, engine)
     if recipe.image_cache == "features":
         processing = keep_features(model, processing, [chosen, held], dtype, device, recipe.dataloader_num_workers)
         rows = training_set(chosen, processing, recipe.max_length, evenly)
     put_together = together(recipe, processing)
     parts = audit(model, recipe)
     _show(parts, rates(model, recipe))
-    manifest = _manifest(recipe, dtype, parts, processing.template.name, selection)
+    digest = fingerprint(sources(recipe.base)) if engine.reads else ""  # the first process writes it
+    manifest = _manifest(recipe, dtype, parts, processing.template.name, selection, digest)
     manifest.report["held_out"] = 0 if held is None else len(held)
     if started_from is not None:
         manifest.report |= {"started_from": str(started_from), "how": asked.adapter_start}
@@ -121,8 +122,6 @@ def train(recipe: Recipe, resume: bool = False, callbacks: Sequence[Any] = ()) -
     if checkpoint is not None and steps_done(checkpoint) >= steps_wanted(checkpoint, recipe):
         trainer.restore(checkpoint)  # it had ended but for its artifact
         return _finish(trainer, out, manifest, history, meter, parts)
-    elif checkpoint is not None and engine.casts:
-        trainer.restore_weights(checkpoint)  # while each process has all of them
     for callback in callbacks:
         trainer.add_callback(callback)
     dry_save(trainer, out)
@@ -153,7 +152,9 @@ def _watch(recipe: Recipe, processing: Any, chosen: Any, held: Any) -> Any:
     return Watch(features, choose_questions(pool, recipe.sample_generations, recipe.seed))
 
 
-def _manifest(recipe: Recipe, dtype: torch.dtype, parts: list, template: str, selection: Selection) -> Manifest:
+def _manifest(
+    recipe: Recipe, dtype: torch.dtype, parts: list, template: str, selection: Selection, digest: str
+) -> Manifest:
     return Manifest(
         kind="model" if recipe.tune == "full" else "adapter",
         holds="model" if recipe.tune == "full" else "adapter",
@@ -161,7 +162,7 @@ def _manifest(recipe: Recipe, dtype: torch.dtype, parts: list, template: str, se
         image_aspect_ratio=recipe.image_aspect_ratio,
         after_eos=recipe.after_eos,
         exif_transpose=recipe.exif_transpose,
-        base=Base(source=portable(recipe.base), fingerprint=fingerprint(sources(recipe.base))),
+        base=Base(source=portable(recipe.base), fingerprint=digest),
         tune=recipe.tune,
         dtype=str(dtype).removeprefix("torch."),
         recipe=recipe.model_dump(mode="json"),

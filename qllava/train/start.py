@@ -46,10 +46,13 @@ def settle_base(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"base": str(folder)})
 
 
-def settle_adapter(recipe: Recipe) -> tuple[Recipe, Path | None]:
+def settle_adapter(recipe: Recipe, reads: bool = True) -> tuple[Recipe, Path | None]:
     """The recipe, and the artifact of the adapter that it starts from, if any.
 
     For `merge-then-new` the base is where the merged one is going to be (see `merge_first`).
+
+    Args:
+        reads: whether this process may look at the base's weights, to see that they are those of the adapter.
 
     Raises:
         UserError: what is named is no adapter, is on another base, or is not of the recipe's shape.
@@ -64,7 +67,8 @@ def settle_adapter(recipe: Recipe) -> tuple[Recipe, Path | None]:
     manifest = verify(folder)
     if manifest.holds != "adapter" or manifest.base is None:
         raise UserError(f"adapter: {folder} is a whole model, no adapter. Name it as base.")
-    check_base(recipe.base, manifest.base)
+    if reads:
+        check_base(recipe.base, manifest.base)
     if manifest.template != recipe.template and manifest.template != "plain":
         console.note(f"{folder} learned the template {manifest.template}, and this run goes on with {recipe.template}.")
     if recipe.adapter_start == "merge-then-new":
@@ -108,8 +112,11 @@ def merge_first(recipe: Recipe, adapter: Path, base: str | Parts) -> None:
     merge(adapter, merged, dtype="float32" if recipe.dtype == "float32" else "bfloat16", base=base)
 
 
-def where_to_start(recipe: Recipe, resume: bool) -> Path | None:
+def where_to_start(recipe: Recipe, resume: bool, reads: bool = True) -> Path | None:
     """The checkpoint to go on from, or None to begin.
+
+    Args:
+        reads: whether this process may look at the base's weights, to see that they are those of the checkpoint.
 
     Raises:
         UserError: output_dir holds a run already, or none to resume, or another one; or nothing can be written there.
@@ -128,7 +135,7 @@ def where_to_start(recipe: Recipe, resume: bool) -> Path | None:
     if found is None:
         reasons = "".join(f"\n  - {c}" for c in complaints.values())
         raise UserError(f"No good checkpoint in {out} to resume from.{reasons}\nBegin anew with another output_dir.")
-    _compare(recipe, found)
+    _compare(recipe, found, reads)
     if first_process():
         for folder, complaint in complaints.items():
             console.note(f"Passed over: {complaint} It is now {set_aside(folder)}.")
@@ -137,7 +144,7 @@ def where_to_start(recipe: Recipe, resume: bool) -> Path | None:
     return found
 
 
-def _compare(recipe: Recipe, checkpoint: Path) -> None:
+def _compare(recipe: Recipe, checkpoint: Path, reads: bool) -> None:
     """Raises `UserError`, naming what differs, when the checkpoint is of another run than the recipe's."""
     manifest = read_manifest(checkpoint)
     before, now = manifest.recipe or {}, recipe.model_dump(mode="json")
@@ -149,7 +156,7 @@ def _compare(recipe: Recipe, checkpoint: Path) -> None:
         wrong.append(
             f"{split}: {before[split]} then, {now[split]} now, and with order: original the order depends on it"
         )
-    if manifest.base is not None and manifest.base.fingerprint != fingerprint(sources(recipe.base)):
+    if reads and manifest.base is not None and manifest.base.fingerprint != fingerprint(sources(recipe.base)):
         wrong.append(f"base: {manifest.base.source} then, another one now")
     if 0 < recipe.max_steps < steps_done(checkpoint):
         wrong.append(f"max_steps: {checkpoint} is past {recipe.max_steps}")

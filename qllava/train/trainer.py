@@ -23,6 +23,7 @@ from ..data.dataset import FILLER
 from ..data.processing import Processing
 from ..data.tokens import IGNORE
 from ..model.attention import install_attention
+from ..model.empty import stand_in
 from ..model.forward import install_loss
 from ..model.fused import fuse
 from ..model.projector import llava_of
@@ -62,7 +63,8 @@ class LlavaTrainer(Keeping, SFTTrainer):
         self._heard: Heard | None = None
         self._line, self._line_started = Counts(), time.perf_counter()  # at the last line of the log
         model = kwargs["model"]
-        masters = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+        quantized = recipe.tune == "qlora"
+        masters = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad and quantized}
         super().__init__(*args, **kwargs)
         for name, parameter in model.named_parameters():  # TRL casts what trains to bfloat16 when the base is quantised
             if name in masters:
@@ -85,6 +87,8 @@ class LlavaTrainer(Keeping, SFTTrainer):
             return self.optimizer
         model = self.model if model is None else model
         made = groups(model, self.recipe, set(self.get_decay_parameter_names(model)))
+        if not self.engine.reads:
+            made = [{**group, "params": [stand_in(p) for p in group["params"]]} for group in made]
         kind, options = self.get_optimizer_cls_and_kwargs(self.args, model)
         self.optimizer = kind(made, **options)
         return self.optimizer

@@ -1,14 +1,21 @@
 """`qllava` under FSDP2 on a CPU: accelerate keeps its FSDP for accelerators and would run DDP here. Nothing else is changed, so
 that the package's own path (its trainer, accelerate's and transformers' FSDP2, torch's fully_shard over gloo) is what runs.
+
+With $PEAKS, a folder, each process writes there how much memory it has held at most when the model is made, and when it is cut.
 """
 
+import os
+import resource
+from pathlib import Path
+
+import accelerate.accelerator
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
 
-from qllava.train import run
-from qllava.train.engine import Engine, launched_processes
+from qllava.train import engine as engines
 
 init = AcceleratorState.__init__
+cut = accelerate.accelerator.fsdp2_prepare_model
 
 
 def init_with_fsdp(self, *args, fsdp_plugin=None, **kwargs):
@@ -19,9 +26,23 @@ def init_with_fsdp(self, *args, fsdp_plugin=None, **kwargs):
         self.fsdp_plugin = fsdp_plugin
 
 
+def cut_and_tell(accelerator, model):
+    peaks = [peak()]
+    model = cut(accelerator, model)
+    Path(os.environ["PEAKS"], os.environ["RANK"]).write_text(f"{peaks[0]} {peak()}")
+    return model
+
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10  # MiB
+
+
 if __name__ == "__main__":
     from qllava.cli import main
+    from qllava.train import run
 
     AcceleratorState.__init__ = init_with_fsdp
-    run.launched = lambda cpu: Engine("fsdp2", launched_processes())
+    run.launched = lambda cpu: engines.launched(False)
+    if "PEAKS" in os.environ:
+        accelerate.accelerator.fsdp2_prepare_model = cut_and_tell
     main()
