@@ -23,7 +23,14 @@ DEEPSPEED = importlib.util.find_spec("deepspeed") is not None
 
 @pytest.fixture
 def environment(monkeypatch):
-    for name in ("WORLD_SIZE", "RANK", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP", "FSDP_VERSION"):
+    for name in (
+        "WORLD_SIZE",
+        "RANK",
+        "ACCELERATE_USE_DEEPSPEED",
+        "ACCELERATE_USE_FSDP",
+        "FSDP_VERSION",
+        "FSDP_CPU_RAM_EFFICIENT_LOADING",
+    ):
         monkeypatch.delenv(name, raising=False)
     return monkeypatch.setenv
 
@@ -36,6 +43,9 @@ def test_a_launch_by_its_environment(environment):
     with pytest.raises(UserError, match="fsdp_version: 2"):
         launched(False)
     environment("FSDP_VERSION", "2")
+    with pytest.raises(UserError, match="fsdp_cpu_ram_efficient_loading: true"):
+        launched(False)
+    environment("FSDP_CPU_RAM_EFFICIENT_LOADING", "true")
     assert launched(False) == Engine("fsdp2", 4)
     with pytest.raises(UserError, match=r"plain DDP instead and not say so.*ZeRO"):
         launched(True)
