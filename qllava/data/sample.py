@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
+from .json_list import items
 
 PLACEHOLDER = "<image>"
 HALVES = re.compile("[\ud800-\udfff]")
@@ -130,13 +131,7 @@ def iter_rows(path: Path) -> Iterator[Any]:
     if path.suffix.lower() == ".jsonl":
         yield from _lines(path)
         return
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 ({error}). Save it as UTF-8.") from None
-    if not text.strip():
-        raise UserError(f"{path} is empty.")
-    yield from _items(text, path)
+    yield from items(path)
 
 
 def _lines(path: Path) -> Iterator[Any]:
@@ -152,41 +147,6 @@ def _lines(path: Path) -> Iterator[Any]:
                 yield UserError(f"{path.name}, line {number} is not valid JSON: {error}.")
     if empty:
         raise UserError(f"{path} holds no samples.")
-
-
-SPACE = re.compile(r"[ \t\n\r]*")
-
-
-def _items(text: str, path: Path) -> Iterator[Any]:
-    """The items of a JSON list, decoded one by one: a list of 665,298 samples as objects would take gigabytes."""
-    decoder, at = json.JSONDecoder(), SPACE.match(text).end()
-
-    def no_json(reason: object) -> UserError:
-        return UserError(f"{path} is not valid JSON: {reason}.")
-
-    if text[at : at + 1] != "[":
-        try:
-            value = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise no_json(error) from None
-        raise UserError(f"{path} holds {type(value).__name__}, not a list of samples, so it is not a LLaVA JSON.")
-    at = SPACE.match(text, at + 1).end()
-    if text[at : at + 1] == "]":
-        raise UserError(f"{path} holds no samples.")
-    while True:
-        try:
-            value, at = decoder.raw_decode(text, at)
-        except (ValueError, RecursionError) as error:
-            raise no_json(error) from None
-        yield value
-        at = SPACE.match(text, at).end()
-        if text[at : at + 1] == "]":
-            break
-        if text[at : at + 1] != ",":
-            raise no_json(f"expected a comma or the list's end at character {at}")
-        at = SPACE.match(text, at + 1).end()
-    if SPACE.match(text, at + 1).end() != len(text):
-        raise no_json(f"more follows after the list's end at character {at}")
 
 
 def read_samples(path: Path) -> Iterator[Sample]:
