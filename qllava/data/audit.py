@@ -6,11 +6,10 @@ what looks like a mistake. Images are decoded once each, by several processes; n
 
 from __future__ import annotations
 
-import os
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -20,11 +19,12 @@ from datasets import Dataset
 
 from .. import console
 from ..errors import UserError
-from .dataset import each, survey
+from .cores import CHUNK, cores, spread
 from .image import Ref, check_image
 from .processing import Processing
 from .rows import from_columns
 from .sample import PLACEHOLDER, Sample
+from .survey import each, survey
 from .tokens import IMAGE
 
 # The response-format prompts of LLaVA-1.5's mix and of its evaluation (paper, tables 7 and 8).
@@ -35,8 +35,6 @@ FORMAT_PROMPTS = re.compile(
 )
 SHORT_WORDS = 3  # an answer of at most so many words is short
 BINS = (64, 128, 256, 512, 768, 1024, 1536, 2048, 4096)
-CHUNK = 256  # rows that a process takes at a time
-FEW = 2000  # rows that one process reads sooner than others have started
 
 
 @dataclass
@@ -89,7 +87,7 @@ def audit(
         k for k, root in roots.items() if k not in ("", "image", "text") and not (Path(root) / k).is_dir()
     )
     found.images = len(images)
-    processes = processes or os.cpu_count() or 1
+    processes = processes or cores()
     names = list(images)
     with console.progress(f"{title}: images", len(names)) as advance:
         for reasons in spread(partial(_decode, names, processing.image_aspect_ratio), len(names), processes):
@@ -106,33 +104,6 @@ def audit(
     found.kinds = Counter(k for i, k in enumerate(table["kind"][:]) if i not in found.bad)
     found.seconds = time.perf_counter() - started
     return found
-
-
-def spread(work: Callable[[range], Any], count: int, processes: int) -> Iterator[Any]:
-    """`work` on stretches of `range(count)`, in order, by several processes where there is enough of it."""
-    stretches = [range(i, min(i + CHUNK, count)) for i in range(0, count, CHUNK)]
-    if count < FEW or processes < 2:
-        yield from map(work, stretches)
-        return
-    from torch.utils.data import DataLoader
-
-    yield from DataLoader(_Stretches(work, stretches), batch_size=None, num_workers=min(processes, len(stretches)))
-
-
-@dataclass
-class _Stretches:
-    """A data loader's view of work to be shared out."""
-
-    work: Callable[[range], Any]
-    stretches: Sequence[range]
-
-    def __len__(self) -> int:
-        return len(self.stretches)
-
-    def __getitem__(self, i: int) -> Any:
-        if i >= len(self.stretches):
-            raise IndexError(i)
-        return self.work(self.stretches[i])
 
 
 def _decode(names: Sequence[tuple[str, Ref]], aspect: str, stretch: range) -> list[tuple[int, str]]:

@@ -30,6 +30,7 @@ from PIL import Image
 from .. import console
 from ..errors import RunError, UserError
 from .image import Ref, read_image, resolve, to_crop
+from .once import for_launch, root_folder
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -97,13 +98,6 @@ class Store:
             partial.replace(file)
         finally:
             partial.unlink(missing_ok=True)
-
-
-def root_folder() -> Path:
-    """Where everything is kept: in the cache of `datasets`."""
-    import datasets
-
-    return Path(datasets.config.HF_DATASETS_CACHE) / "qllava"
 
 
 def image_key(ref: Ref, root: Path) -> str:
@@ -229,7 +223,7 @@ def keep_crops(processing: Processing, tables: Sequence[Dataset | None]) -> Proc
         UserError: the disk has no room for them.
     """
     crops = open_crops(processing.image_processor, processing.image_aspect_ratio, processing.exif)
-    make_room(crops.store, places(together(tables)), "crops")
+    for_launch(lambda: len(make_room(crops.store, places(together(tables)), "crops")))
     return dataclasses.replace(processing, cache=crops)
 
 

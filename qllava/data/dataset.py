@@ -10,28 +10,24 @@ import functools
 import hashlib
 import json
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from os.path import isfile, islink  # unlike Path.is_file, False for a path that is too long
-from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset, concatenate_datasets
 
 from .. import console
 from ..errors import UserError
 from ..recipe.schema import Recipe, Source
-from .image import resolve
 from .mixture import choose
+from .once import for_launch
 from .processing import Processing
 from .rows import from_columns, rows_of
-from .template import OWN, Template
+from .survey import each, survey
 from .tokens import IGNORE
 
 FILLER = ""  # the place of a row that is none
-STRICT = ("plain", OWN)  # templates that refuse conversations
 
 
 @dataclass(frozen=True)
@@ -52,82 +48,6 @@ class Selection:
     dropped: list[Bad] = field(default_factory=list)
     taken: list[int] = field(default_factory=list)  # of each source
     digest: str = ""  # of what was chosen, in its order: by it a resumed run knows its data again
-
-
-def survey(table: Dataset, template: Template | None, images: bool = True) -> dict[int, str]:
-    """Rows that cannot be used, and why: malformed, not fit for the template, or with an image that is not there.
-
-    Nothing is decoded, and rows are only looked at one by one where something is wrong, so that half a million of them take
-    seconds.
-
-    Args:
-        table: as `rows.rows_of` gives it.
-        template: what every sample must be fit for, if it is to be trained on.
-        images: whether the images' files have to be there.
-    """
-    columns = table.data
-    bad = {i: columns["error"][i].as_py() for i in _where(pc.not_equal(columns["error"], ""))}
-    if template is not None:
-        for i in _where(pc.invert(columns["answered"])):
-            bad.setdefault(i, _named(table[i], "it has no answer to learn from (no gpt turn after a human one)."))
-        if template.name in STRICT:
-            for i, row in enumerate(each(table)):
-                try:
-                    if i not in bad:
-                        template.pieces(from_columns(row)[0].turns)
-                except UserError as error:
-                    bad[i] = _named(row, str(error))
-    missing = _missing(columns) if images else {}
-    for i, row in enumerate(each(table) if missing else ()):
-        reasons = [missing[key] for image in row["images"] if (key := (row["root"], image["path"])) in missing]
-        if reasons:
-            bad.setdefault(i, _named(row, reasons[0]))
-    return bad
-
-
-def _where(mask: pa.ChunkedArray) -> list[int]:
-    return pc.indices_nonzero(mask).to_pylist()
-
-
-def _named(row: dict[str, Any], reason: str) -> str:
-    return f"{row['where']} (id {row['id']!r}): {reason}"
-
-
-def each(table: Dataset) -> Iterator[dict[str, Any]]:
-    """The table's rows as dictionaries, read a thousand at a time."""
-    for batch in table.iter(batch_size=1000):
-        for values in zip(*batch.values(), strict=True):
-            yield dict(zip(batch, values, strict=True))
-
-
-def _missing(columns: pa.Table) -> dict[tuple[str, str], str]:
-    """Images, as root and path, whose file cannot be had, and why. Each different one is looked up once."""
-    wrong = {}
-    for root in pc.unique(columns["root"]).to_pylist():
-        mine = columns["images"].filter(pc.equal(columns["root"], root))
-        paths = pc.unique(pc.struct_field(pc.list_flatten(mine), "path")).to_pylist() if len(mine) else []
-        links = _Links(Path(root))
-        for path in paths:
-            if path is None or (isfile(f"{root}/{path}") and links.stays_inside(path)):  # noqa: PTH113
-                continue
-            try:
-                resolve(path, Path(root))
-            except UserError as error:
-                wrong[root, path] = str(error)
-    return wrong
-
-
-class _Links:
-    """Whether paths stay under a root, links followed. A folder is resolved once, however many files lie in it."""
-
-    def __init__(self, root: Path) -> None:
-        self.root, self.whole, self.folders = root, root.resolve(), {}
-
-    def stays_inside(self, path: str) -> bool:
-        folder = path.rpartition("/")[0]
-        if folder not in self.folders:
-            self.folders[folder] = (self.root / folder).resolve().is_relative_to(self.whole)
-        return self.folders[folder] and not islink(f"{self.root}/{path}")  # noqa: PTH114
 
 
 def named(source: Source, table: Dataset, bad: Mapping[int, str]) -> list[Bad]:
@@ -163,13 +83,11 @@ def select(recipe: Recipe, processing: Processing) -> Selection:
     """
     tables = [rows_of(source) for source in recipe.data]
     dropped: list[Bad] = []
+    found = for_launch(
+        lambda: [list(_bad(recipe, processing, *pair).items()) for pair in zip(recipe.data, tables, strict=True)]
+    )
     for i, (source, table) in enumerate(zip(recipe.data, tables, strict=True)):
-        if recipe.on_bad == "error":
-            bad = survey(table, processing.template)
-        else:
-            from .audit import audit
-
-            bad = audit(table, processing, recipe.max_length, title=source.path).bad
+        bad = dict(found[i])
         dropped += named(source, table, bad)
         tables[i] = without(table, bad)
     if recipe.on_bad == "error":
@@ -187,6 +105,15 @@ def select(recipe: Recipe, processing: Processing) -> Selection:
 
         tables = [join_turns(t, s.path) for t, s in zip(tables, recipe.data, strict=True)]
     return mix(tables, recipe.data, recipe.subset, recipe.seed, dropped)
+
+
+def _bad(recipe: Recipe, processing: Processing, source: Source, table: Dataset) -> dict[int, str]:
+    """Rows of the source that cannot be used, and why."""
+    if recipe.on_bad == "error":
+        return survey(table, processing.template)
+    from .audit import audit
+
+    return audit(table, processing, recipe.max_length, title=source.path).bad
 
 
 def mix(

@@ -60,7 +60,11 @@ class _Window:
     def __init__(self, file: BinaryIO, path: Path, size: int) -> None:
         self.file, self.path, self.size = file, path, size
         self.text, self.at, self.ended = "", 0, False
-        self.before, self.lines, self.line_began = 0, 0, 0  # characters and line feeds before the text; the line's begin
+        self.before, self.lines, self.line_began = (
+            0,
+            0,
+            0,
+        )  # characters and line feeds before the text; the line's begin
         self._read, self._decoder, self._json = 0, codecs.getincrementaldecoder("utf-8")(), json.JSONDecoder()
 
     @property

@@ -11,7 +11,7 @@ from typing import Any
 from datasets import Dataset
 
 from .. import console
-from .dataset import each
+from .survey import each
 
 
 def image_keys(rows: Dataset) -> list[tuple | None]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,12 @@ import datasets
 import pyarrow as pa
 from datasets import Dataset, Features, Value
 from datasets import Image as ImageFeature
-from filelock import FileLock
 
-from .. import console
 from ..errors import UserError
 from ..recipe.schema import Source
 from .image import Ref
 from .mixture import kind_of
+from .once import for_launch, kept, stamp_of, unchanged
 from .sample import Sample, Turn, iter_rows, parse
 
 FEATURES = Features(
@@ -52,59 +51,43 @@ def rows_of(source: Source) -> Dataset:
         UserError: it is missing, or is nothing that samples can be read from.
     """
     if source.path.startswith(HUB):
-        return _kept(source.path, source.split, "", "")
+        return _kept(source.path, source.split, "", (), stamp_of(()))
     path = Path(source.path)
     root = str((path if path.is_dir() else path.parent) / source.image_root)
     if not path.is_file() and not path.is_dir():
         raise UserError(f"No data file at {path}.")
     files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-    stats = [f.stat() for f in files]
-    if sum(s.st_size for s in stats) < KEPT:
-        rows = list(_rows(source.path, source.split, root))
+    stamp = stamp_of(files)
+    if sum(f.stat().st_size for f in files) < KEPT:
+        with unchanged(files, stamp, source.path):
+            rows = list(_rows(source.path, source.split, root))
         if not rows:
             raise UserError(f"{path} holds no samples.")
         return Dataset.from_list(rows, features=FEATURES)
-    stamp = json.dumps(
-        [[str(f.resolve()), s.st_size, s.st_mtime_ns, s.st_ctime_ns] for f, s in zip(files, stats, strict=True)]
-    )
-    return _kept(source.path, source.split, root, stamp)
+    return _kept(source.path, source.split, root, files, stamp)
 
 
-def _kept(path: str, split: str, root: str, stamp: str) -> Dataset:
-    """The rows in the cache of `datasets`, found again by path and stamp; written there the first time, by one process."""
+def _kept(path: str, split: str, root: str, files: Sequence[Path], stamp: str) -> Dataset:
+    """The rows, found again by path and stamp: an Arrow file that all processes of a node map into their memory."""
+
+    def write(file: Path) -> None:
+        with unchanged(files, stamp, path):
+            _write(file, _rows(path, split, root), path)
+
     key = hashlib.sha256(json.dumps([VERSION, path, split, root, stamp]).encode()).hexdigest()[:20]
-    file = Path(datasets.config.HF_DATASETS_CACHE) / "qllava" / f"{key}.arrow"
-    if not _whole(file):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(file.with_suffix(".lock")):
-            if not _whole(file):
-                _write(file, _rows(path, split, root), path)
-    return Dataset.from_file(str(file), info=datasets.DatasetInfo(features=FEATURES))
-
-
-def _whole(file: Path) -> bool:
-    """Whether the kept rows are there, in the size that was noted when they were written."""
-    try:
-        return file.stat().st_size == int(file.with_suffix(".size").read_text())
-    except (OSError, ValueError):
-        return False
+    file = for_launch(lambda: str(kept(f"{key}.arrow", write, path)))
+    return Dataset.from_file(file, info=datasets.DatasetInfo(features=FEATURES))
 
 
 def _write(file: Path, rows: Iterator[dict[str, Any]], name: str) -> None:
-    """The rows as an Arrow file, which is there when it is whole."""
-    partial, schema, count = file.with_suffix(".partial"), FEATURES.arrow_schema, 0
-    console.note(f"Reading {name}; this is done once.")
-    try:
-        with pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
-            while batch := list(islice(rows, 1000)):
-                count += len(batch)
-                writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=schema))
-        if not count:
-            raise UserError(f"{name} holds no samples.")
-        file.with_suffix(".size").write_text(str(partial.stat().st_size))
-        partial.rename(file)
-    finally:
-        partial.unlink(missing_ok=True)
+    """The rows as an Arrow file."""
+    schema, count = FEATURES.arrow_schema, 0
+    with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+        while batch := list(islice(rows, 1000)):
+            count += len(batch)
+            writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=schema))
+    if not count:
+        raise UserError(f"{name} holds no samples.")
 
 
 def _rows(path: str, split: str, root: str) -> Iterator[dict[str, Any]]:

@@ -18,7 +18,8 @@ from datasets import Dataset
 from torch import nn
 
 from .. import console
-from ..data.cache import Features, Store, digest_of, make_room, places, preprocessing_key, root_folder, together
+from ..data.cache import Features, Store, digest_of, make_room, places, preprocessing_key, together
+from ..data.once import for_launch, root_folder
 from ..data.processing import Processing
 from ..data.rows import from_columns
 from ..errors import RunError, UserError, plain
@@ -72,11 +73,10 @@ def keep_features(
         RunError: the features cannot be written.
     """
     rows, features = together(tables), open_features(model, processing, dtype, device)
-    every = places(rows)
-    missing = set(make_room(features.store, every, "features"))
+    every = for_launch(lambda: _room_for(features.store, rows))
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    share = list(every)[rank::world]  # the same for all processes, whatever is missing when they look
-    mine = [(key, *every[key]) for key in share if key in missing]
+    share = every[rank::world]  # the same for all processes, whatever is missing when they look
+    mine = [(key, row, number) for key, row, number in share if not features.store.has(key)]
     try:
         _make(llava_of(model), _Pictures(rows, mine, processing), features.store, device, workers)
     except OSError as error:
@@ -89,6 +89,13 @@ def keep_features(
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.barrier()
     return dataclasses.replace(processing, cache=features)
+
+
+def _room_for(store: Store, rows: Dataset) -> list[tuple[str, int, int]]:
+    """Every different image of the rows as its key, row and number there, once there is room for what is made of them."""
+    every = places(rows)
+    make_room(store, every, "features")
+    return [(key, *place) for key, place in every.items()]
 
 
 class _Pictures(torch.utils.data.Dataset):

@@ -13,11 +13,11 @@ from datasets import Dataset
 from torch.utils.data import DataLoader
 
 from ..data.collate import collate
-from ..data.dataset import each
 from ..data.pack import pack
 from ..data.pairing import image_keys
 from ..data.processing import Processing
 from ..data.rows import from_columns
+from ..data.survey import each
 from ..data.tokens import IGNORE
 from ..recipe.schema import Recipe
 from .memory import Batch

@@ -17,11 +17,11 @@ from datasets import Dataset
 
 from .. import console
 from ..data import show
-from ..data.dataset import each, survey
 from ..data.mixture import choose
 from ..data.processing import Processing, load_tokenizer, make_template
 from ..data.rows import from_columns, rows_of
 from ..data.sample import Sample
+from ..data.survey import each, survey
 from ..data.template import template_for
 from ..data.tokens import AfterEos, Encoder, Tokens
 from ..errors import UserError

@@ -17,10 +17,10 @@ from datasets import Dataset
 
 from .. import console
 from ..artifact.load import Loaded
-from ..data.dataset import each
 from ..data.image import read_image
 from ..data.rows import from_columns
 from ..data.sample import Sample, Turn
+from ..data.survey import each
 from ..data.tokens import IGNORE
 from ..evaluate.generate import decode, generate
 

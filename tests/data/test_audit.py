@@ -8,7 +8,9 @@ import pytest
 from PIL import Image
 
 from qllava.data import audit as module
-from qllava.data.audit import audit, short_answers, spread
+from qllava.data import cores
+from qllava.data.audit import audit, short_answers
+from qllava.data.cores import spread
 from qllava.data.report import lines, summary
 from qllava.data.rows import rows_of
 from qllava.data.sample import parse
@@ -37,8 +39,8 @@ def test_everything_is_counted(scenes, processing):
 def test_several_processes_find_the_same(scenes, processing, monkeypatch):
     (scenes.parent / "images" / "5.png").write_text("no image")
     alone = audit(table(scenes), processing, 2048, processes=1)
-    monkeypatch.setattr(module, "FEW", 0)
-    monkeypatch.setattr(module, "CHUNK", 3)
+    monkeypatch.setattr(cores, "FEW", 0)
+    monkeypatch.setattr(cores, "CHUNK", 3)
     together = audit(table(scenes), processing, 2048, processes=2)
     assert list(together.bad) == [5] and "5.png is not an image" in together.bad[5]
     assert {k: v for k, v in vars(together).items() if k != "seconds"} == {
@@ -47,7 +49,7 @@ def test_several_processes_find_the_same(scenes, processing, monkeypatch):
 
 
 def test_spread_covers_everything_in_order(monkeypatch):
-    monkeypatch.setattr(module, "FEW", 0)
+    monkeypatch.setattr(cores, "FEW", 0)
     assert [i for part in spread(list, 1000, 2) for i in part] == list(range(1000))
 
 

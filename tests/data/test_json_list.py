@@ -45,7 +45,9 @@ def same(first, second):
 
 
 @anything
-@given(rows=st.lists(values, min_size=1, max_size=6), style=styles, around=st.text(" \n\r\t", max_size=40), window=windows)
+@given(
+    rows=st.lists(values, min_size=1, max_size=6), style=styles, around=st.text(" \n\r\t", max_size=40), window=windows
+)
 @example(rows=["\U0001f600" * 9], style={"ensure_ascii": True}, around="", window=1)
 def test_lists_are_what_json_loads_gives(tmp_path, rows, style, around, window):
     path = tmp_path / "a.json"
@@ -118,7 +120,10 @@ def test_long_numbers(tmp_path, number, window):
 @anything
 @given(head=texts, tail=st.sampled_from([b"\xff", b"\xe2\x28\xa1", b"\xed\xa0\x80", b"\xe2\x82", b"\xf0\x9f\x98"]), window=windows, mark=st.booleans())  # fmt: skip
 def test_what_is_not_utf8_is_named_by_its_place(tmp_path, head, tail, window, mark):
-    path, data = tmp_path / "a.json", b"\xef\xbb\xbf" * mark + b'["' + json.dumps(head, ensure_ascii=False)[1:-1].encode() + tail
+    path, data = (
+        tmp_path / "a.json",
+        b"\xef\xbb\xbf" * mark + b'["' + json.dumps(head, ensure_ascii=False)[1:-1].encode() + tail,
+    )
     path.write_bytes(data)
     with pytest.raises(UnicodeDecodeError) as expected:
         data.decode()
