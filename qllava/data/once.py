@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import errno
 import hashlib
 import itertools
@@ -13,7 +12,7 @@ import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -117,42 +116,47 @@ def for_launch(make: Callable[[], Any]) -> Any:
     Raises:
         UserError, RunError: `make` did, in whichever process.
     """
-    call = next(_calls)
-    if int(os.environ.get("LOCAL_WORLD_SIZE", 1)) < 2:
+    call, processes = next(_calls), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    if processes < 2:
         return make()
     folder = temporary_folder() / "launches"
     folder.mkdir(exist_ok=True)
-    file = folder / f"{_launch()}-{call}.json"
-    if os.environ.get("LOCAL_RANK", "0") == "0":
+    files = [folder / f"{_launch()}-{call}-{rank}.json" for rank in range(processes)]
+    own = files[int(os.environ.get("LOCAL_RANK", 0))]
+    if own == files[0]:
         try:
             made = make()
-            _leave(file, {"made": made})
-            atexit.register(file.unlink, missing_ok=True)
+            _leave(files, {"made": made})
             return made
         except (UserError, RunError) as error:
-            _leave(file, {type(error).__name__: str(error)})
+            _leave(files, {type(error).__name__: str(error)})
             raise
         except BaseException as error:
-            _leave(file, {"RunError": f"The first process failed: {error!r}"})
+            _leave(files, {"RunError": f"The first process failed: {error!r}"})
             raise
     launcher = os.getppid()
-    while not file.exists():
+    while not own.exists():
         if os.getppid() != launcher:
             raise RunError("The launcher has ended while its first process was preparing the data.")
         time.sleep(POLL)
-    ((kind, found),) = json.loads(file.read_text()).items()
+    ((kind, found),) = json.loads(own.read_text()).items()
+    own.unlink()
     if kind == "made":
         return found
     raise (UserError if kind == "UserError" else RunError)(found)
 
 
-def _leave(file: Path, content: Any) -> None:
-    for old in file.parent.iterdir():  # of launches that failed
-        if old.stat().st_mtime < time.time() - DAY:
-            old.unlink(missing_ok=True)
-    partial = file.with_suffix(".partial")
-    partial.write_text(json.dumps(content))
-    partial.rename(file)
+def _leave(files: Sequence[Path], content: Any) -> None:
+    """Writes it for each of the other processes, which takes its name for it away again."""
+    first, *others = files
+    for old in first.parent.iterdir():  # of processes that were killed
+        with suppress(FileNotFoundError):
+            if old.stat().st_mtime < time.time() - DAY:
+                old.unlink()
+    first.write_text(json.dumps(content))
+    for file in others:
+        file.hardlink_to(first)
+    first.unlink()
 
 
 def _launch() -> str:

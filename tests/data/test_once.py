@@ -39,14 +39,35 @@ except (UserError, RunError, KeyError) as error:
 """
 
 
-def launch(tmp_path, way, port="1", count=3):
+SELECT = """
+import json, os, sys
+from qllava.data import dataset
+from qllava.model.build import processing_for
+from qllava.recipe import resolve_recipe
+
+bad = dataset._bad
+def counted(*arguments):
+    with open(sys.argv[1], "a") as file:
+        print(os.environ["LOCAL_RANK"], file=file)
+    return bad(*arguments)
+dataset._bad = counted
+recipe = resolve_recipe(json.loads(sys.argv[2]))
+try:
+    made = dataset.select(recipe, processing_for(recipe))
+    print(json.dumps([made.digest, [vars(b) for b in made.dropped]]))
+except Exception as error:
+    print(json.dumps([type(error).__name__, str(error)]))
+"""
+
+
+def launch(tmp_path, way, port="1", count=3, code=PROCESS):
     """What each process of a launch printed, and which of them worked."""
     log = tmp_path / "log"
     log.unlink(missing_ok=True)
     common = {**os.environ, "LOCAL_WORLD_SIZE": str(count), "MASTER_PORT": port, "TMPDIR": str(tmp_path)}
     running = [
         subprocess.Popen(
-            [sys.executable, "-c", PROCESS, str(log), way], env=common | {"LOCAL_RANK": str(rank)}, stdout=subprocess.PIPE
+            [sys.executable, "-c", code, str(log), way], env=common | {"LOCAL_RANK": str(rank)}, stdout=subprocess.PIPE
         )
         for rank in reversed(range(count))
     ]  # fmt: skip
@@ -57,6 +78,22 @@ def test_one_process_works_for_all_and_the_next_launch_looks_anew(tmp_path):
     for port in ("1", "2"):
         said, worked = launch(tmp_path, "works", port)
         assert said == [[["made", "0"], 2]] * 3 and worked == ["0"]
+    assert not list(tmp_path.rglob("launches/*"))
+
+
+@pytest.mark.parametrize("bad", ["none", "error", "drop"])
+def test_one_process_surveys_and_all_select_the_same(scenes, recipe_values, tmp_path, bad):
+    if bad != "none":
+        (scenes.parent / "images" / "3.png").unlink()
+        recipe_values["on_bad"] = bad
+    if bad == "drop":
+        (scenes.parent / "images" / "4.png").write_text("no image")  # which only decoding tells
+    (first, *others), worked = launch(tmp_path, json.dumps(recipe_values), count=2, code=SELECT)
+    assert others == [first] and worked == ["0"]
+    if bad == "error":
+        assert first[0] == "UserError" and "3.png" in first[1]
+    else:
+        assert [b["id"] for b in first[1]] == {"none": [], "drop": ["s3", "s4"]}[bad]
 
 
 def test_all_get_the_error_of_the_one_that_worked(tmp_path):
