@@ -68,6 +68,15 @@ def check(recipe: Source | Recipe, overrides: Sequence[str] = (), processes: int
     return run(resolved, processes)
 
 
+def verify_data(
+    file: Source, image_root: Source, mix: str | None = None, write: Source | None = None, **options: Any
+) -> dict[str, Any]:
+    """`qllava data verify`: a LLaVA JSON beside what was published, and each of its images. See `qllava.data.verify.verify`."""
+    from .data.verify import verify as run
+
+    return run(Path(file), Path(image_root), mix, write=None if write is None else Path(write), **options)
+
+
 def inspect(recipe: Source | Recipe | None = None, overrides: Sequence[str] = (), **options: Any) -> Inspection:
     """Samples as the model gets them: of a recipe, or with `data`, `tokenizer`, `template`. See `qllava.train.inspect`."""
     from .errors import UserError

@@ -11,12 +11,13 @@ from ..errors import RunError, UserError, plain
 
 from . import training  # isort: skip  # the order of the imports is the order of the verbs in --help
 from . import samples  # isort: skip
+from . import data  # isort: skip
 from . import artifacts  # isort: skip
 from . import scores  # isort: skip
 from . import answers  # isort: skip
 from .door import app
 
-__all__ = ["answers", "app", "artifacts", "main", "samples", "scores", "training"]
+__all__ = ["answers", "app", "artifacts", "data", "main", "samples", "scores", "training"]
 
 
 def quiet() -> None:

@@ -81,13 +81,23 @@ def check_image(ref: Ref, root: Path, aspect: str = "pad") -> tuple[int, int]:
     Raises:
         UserError: `open_image` or `to_pixels` would refuse it.
     """
+    return look_at(ref, root, aspect)[1]
+
+
+def look_at(ref: Ref, root: Path, aspect: str = "pad", decode: bool = True) -> tuple[str, tuple[int, int]]:
+    """Format, by Pillow's name for what the content is, and width and height, as `check_image` gives them.
+
+    Args:
+        decode: whether to decode the file; otherwise only its header is read.
+    """
     with _opened(resolve(ref, root) if isinstance(ref, str) else ref) as image:
-        size = image.size
-        if image.format == "JPEG":
-            image.draft(image.mode, (max(1, size[0] // 8), max(1, size[1] // 8)))
-        image.load()
+        form, size = str(image.format), image.size
+        if decode:
+            if form == "JPEG":
+                image.draft(image.mode, (max(1, size[0] // 8), max(1, size[1] // 8)))
+            image.load()
     check_size(*size, aspect)
-    return size
+    return form, size
 
 
 def _orientation(image: Image.Image) -> int:
