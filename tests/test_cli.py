@@ -50,6 +50,13 @@ def test_every_verb_has_help_with_an_example(capsys, verb):
     assert code == 0 and f"Example: qllava {verb}" in " ".join(out.split())
 
 
+def test_a_data_set_has_verbs_of_its_own(capsys):
+    code, out, _ = run(capsys, "data", "verify", "--help")
+    text = " ".join(out.split())
+    assert code == 0 and "Example: qllava data verify" in text and "--json" in text and "vg/VG_100K_2" in text
+    assert " data " in run(capsys, "--help")[1] and " verify " in run(capsys, "data", "--help")[1]
+
+
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_reports_in_json(capsys, verb):
     assert "--json" in run(capsys, verb, "--help")[1]
