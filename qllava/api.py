@@ -38,11 +38,17 @@ def train(recipe: Source | Recipe, overrides: Sequence[str] = (), resume: bool =
 
 
 def _resolve(recipe: Source | Recipe, overrides: Sequence[str]) -> Recipe:
+    from .errors import PeerError, UserError, first_on_host
     from .recipe import Recipe, load_recipe, resolve_recipe
 
-    if isinstance(recipe, Recipe):
-        return resolve_recipe(recipe.model_dump(exclude_unset=True), overrides)
-    return load_recipe(recipe, overrides)
+    try:
+        if isinstance(recipe, Recipe):
+            return resolve_recipe(recipe.model_dump(exclude_unset=True), overrides)
+        return load_recipe(recipe, overrides)
+    except UserError as error:
+        if first_on_host():
+            raise
+        raise PeerError(str(error), 2, loud=False) from None  # the host's first process says the same
 
 
 def plan(

@@ -39,6 +39,11 @@ def note(message: str) -> None:
     err.print(safe(message), markup=False, soft_wrap=True)
 
 
+def error(message: str) -> None:
+    """One line about what went wrong, of any process."""
+    err.print(f"Error: {safe(message)}", markup=False, style="red", soft_wrap=True)
+
+
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], to: Console = err) -> None:
     """A table; whole numbers get thousands separators and stand right."""
     if not first_process():

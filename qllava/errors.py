@@ -7,6 +7,7 @@ that was run or checked failed).
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Iterable
 
@@ -17,6 +18,27 @@ class UserError(Exception):
 
 class RunError(Exception):
     """A run or a check that failed: exit code 1."""
+
+
+class PeerError(RunError):
+    """Another process of the launch failed, and this one with it: its message and exit code.
+
+    `loud`: whether this process is the one that tells it.
+    """
+
+    def __init__(self, message: str, code: int, loud: bool) -> None:
+        super().__init__(message)
+        self.code, self.loud = code, loud
+
+
+def first_on_host() -> bool:
+    """Whether this is the process that speaks for its host's (the only one without a launcher)."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
+
+
+def refused(error: OSError) -> str:
+    """What the system refused, in a sentence."""
+    return f"The system refused{f' {error.filename}' if error.filename else ''}: {error.strerror or error}."
 
 
 def plain(message: str) -> str:

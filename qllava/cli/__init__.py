@@ -6,8 +6,8 @@ import os
 import signal
 import sys
 
-from ..console import err, safe
-from ..errors import RunError, UserError, plain
+from .. import console
+from ..errors import PeerError, RunError, UserError, plain, refused
 
 from . import training  # isort: skip  # the order of the imports is the order of the verbs in --help
 from . import samples  # isort: skip
@@ -30,6 +30,7 @@ def quiet() -> None:
     for name, value in {
         "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TOKENIZERS_PARALLELISM": "false",
         "HF_DATASETS_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_NO_TQDM": "1", "TQDM_DISABLE": "1",
+        "TORCH_CPP_LOG_LEVEL": "ERROR",
     }.items():  # fmt: skip
         os.environ.setdefault(name, value)
     for name in ("bitsandbytes", "accelerate", "trl", "torch"):
@@ -43,12 +44,14 @@ def main(arguments: list[str] | None = None) -> None:
     signal.signal(signal.SIGTERM, _terminated)  # so that what is half written is cleared away
     try:
         app(args=arguments, standalone_mode=True)
+    except PeerError as error:
+        _fail(error, error.code) if error.loud else sys.exit(error.code)
     except UserError as error:
         _fail(error, 2)
     except RunError as error:
         _fail(error, 1)
     except OSError as error:
-        _fail(f"The system refused{f' {error.filename}' if error.filename else ''}: {error.strerror or error}.", 1)
+        _fail(refused(error), 1)
     except KeyboardInterrupt:
         _fail("Interrupted.", 1)
 
@@ -58,5 +61,5 @@ def _terminated(number: int, frame: object) -> None:
 
 
 def _fail(error: object, code: int) -> None:
-    err.print(f"Error: {safe(plain(str(error)))}", markup=False, style="red", soft_wrap=True)
+    console.error(plain(str(error)))
     sys.exit(code)

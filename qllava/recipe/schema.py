@@ -234,6 +234,8 @@ class Recipe(Block):
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     max_grad_norm: Annotated[float, Field(ge=0)] = 0.0
     """0 clips nothing, as the original in effect (its DeepSpeed files leave clipping out)."""
+    ddp_timeout: Positive = 1800
+    """Seconds after which processes of a launch give up one that is silent (transformers' field)."""
     optim: str = "adamw_torch"
     adam_beta1: Share = 0.9
     adam_beta2: Share = 0.999

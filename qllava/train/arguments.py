@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import torch
+from accelerate import PartialState
 from transformers.integrations import get_available_reporting_integrations
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from trl import SFTConfig
@@ -14,7 +17,7 @@ from .engine import Engine
 SAME = (  # fields that go over under their own names
     "output_dir", "seed", "num_train_epochs", "max_steps", "per_device_train_batch_size", "learning_rate",
     "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm", "optim", "adam_beta1", "adam_beta2",
-    "adam_epsilon", "dataloader_num_workers", "logging_steps", "save_steps",
+    "adam_epsilon", "dataloader_num_workers", "logging_steps", "save_steps", "ddp_timeout",
 )  # fmt: skip
 
 
@@ -52,6 +55,8 @@ def trainer_arguments(recipe: Recipe, engine: Engine, dtype: torch.dtype, device
 def _config(recipe: Recipe, engine: Engine, dtype: torch.dtype, device: torch.device) -> SFTConfig:
     # their own bf16 would round what trains; the trainer computes in an autocast of its own there
     mixed = not engine.casts
+    if device.type == "cpu" and engine.processes > 1:  # else its groups have torch's own timeout, whatever ddp_timeout
+        PartialState(cpu=True, timeout=timedelta(seconds=recipe.ddp_timeout))
     return SFTConfig(
         **{name: getattr(recipe, name) for name in SAME},
         gradient_accumulation_steps=accumulation(recipe, engine.processes),

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
+import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.distributed import distributed_c10d
 from transformers import TrainerCallback
 
 from .. import console
 from ..model.device import pick_device
+from .engine import launched_processes
+from .peers import Peers
 
 SHOWN = (
     "loss",
@@ -19,6 +26,7 @@ SHOWN = (
     "supervised_tokens_per_second",
     "peak_memory_mib",
 )
+ECHO = 3.0  # seconds in which a launcher passes on a signal that the process got by itself as well
 
 
 class Progress(TrainerCallback):
@@ -60,14 +68,16 @@ class Progress(TrainerCallback):
 class OrderlyStop(TrainerCallback):
     """The first Ctrl-C (or SIGTERM) ends the run after the step under way, with a checkpoint; the second ends it at once."""
 
-    def __init__(self) -> None:
-        self.asked = False
+    def __init__(self, peers: Peers) -> None:
+        self.peers, self.asked, self._since = peers, False, 0.0
         self._before: dict[int, Any] = {}
 
     def _ask(self, number: int, frame: Any) -> None:
-        if self.asked:
+        if self.asked and launched_processes() > 1 and time.monotonic() - self._since < ECHO:
+            return
+        if self.asked or self.peers.failure():  # torchrun sends SIGTERM where another process has failed
             raise KeyboardInterrupt
-        self.asked = True
+        self.asked, self._since = True, time.monotonic()
         console.note("Stopping after this step, with a checkpoint. Press Ctrl-C again to stop at once.")
 
     def install(self) -> None:
@@ -79,11 +89,34 @@ class OrderlyStop(TrainerCallback):
             signal.signal(number, handler)
         self._before.clear()
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if launched_processes() > 1:  # groups that DeepSpeed made for itself have torch's default
+            for group in list(distributed_c10d._world.pg_map):
+                distributed_c10d._set_pg_timeout(args.ddp_timeout_delta, group)
+
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         if anywhere(self.asked):
             self.asked = True
             control.should_save = control.should_training_stop = True
         return control
+
+
+def deaf(before: Callable[[int], None] | None, number: int) -> None:
+    """A data loader's worker at its start: it ends when its run says so, not by signals that the run saves a checkpoint upon."""
+    if before is not None:
+        before(number)
+    if not hasattr(signal, "sigwaitinfo"):
+        return
+    names, run = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1}, os.getppid()
+    signal.pthread_sigmask(signal.SIG_BLOCK, names)
+
+    def listen() -> None:
+        while True:
+            heard = signal.sigwaitinfo(names)
+            if heard.si_signo == signal.SIGTERM and heard.si_pid == run:
+                os._exit(0)
+
+    threading.Thread(target=listen, daemon=True).start()
 
 
 def anywhere(asked: bool) -> bool:

@@ -36,7 +36,8 @@ def explained(trainer: Any, out: Path, smaller: Callable[[], str]) -> Iterator[N
         if isinstance(error, Diverged) and trainer.args.should_save:
             for folder in [c for c in out.glob("checkpoint-*") if number_of(c) > trainer.divergence.good]:
                 console.note(f"{folder} was written after all was well; it is now {set_aside(folder, 'diverged')}.")
-        trainer.accelerator.wait_for_everyone()
+        if isinstance(error, BadStep | Diverged):  # which all processes come upon alike
+            trainer.accelerator.wait_for_everyone()
         raise RunError(f"{plain(str(error))}\n{kept(out)}") from None
     except (RuntimeError, MemoryError) as error:
         if not ran_out(error):

@@ -25,6 +25,7 @@ from ..model.whole import read_whole, save_whole
 from .checkpoint import SAVING, rotate
 from .guards import ADVICE
 from .measure import best_step
+from .peers import broken
 from .shards import gathered, load_pieces, save_pieces, whole_state
 
 
@@ -140,7 +141,7 @@ class Keeping:
                     for file in (self._saving_in / name).iterdir():
                         file.rename(partial / file.name)
         except (OSError, SafetensorError, RuntimeError) as error:  # RuntimeError: torch's writer on a full disk
-            if isinstance(error, RunError):
+            if isinstance(error, RunError) or broken(error):
                 raise
             raise RunError(
                 f"{out / name} could not be written: {str(error).splitlines()[0]}. Is the disk full?"

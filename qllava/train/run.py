@@ -33,6 +33,7 @@ from .begin import begin
 from .engine import Engine, fit, launched
 from .explain import explained, how_to_go_on, kept
 from .optimizer import rates
+from .peers import Peers, joined
 from .plan import after_running_out, settle_sizes
 from .start import merge_first, same_data, settle_adapter, settle_base, steps_done, steps_wanted, where_to_start
 
@@ -61,6 +62,11 @@ def train(recipe: Recipe, resume: bool = False, callbacks: Sequence[Any] = ()) -
         UserError: data, base or output_dir are not fit for the run.
         RunError: the run failed or was interrupted; the message says how to go on.
     """
+    with joined(recipe.ddp_timeout) as peers:
+        return _train(recipe, resume, callbacks, peers)
+
+
+def _train(recipe: Recipe, resume: bool, callbacks: Sequence[Any], peers: Peers) -> Result:
     from transformers import set_seed
 
     from .arguments import trainer_arguments
@@ -71,7 +77,7 @@ def train(recipe: Recipe, resume: bool = False, callbacks: Sequence[Any] = ()) -
     device = pick_device()
     engine = launched(device.type == "cpu")
     recipe, adapter = settle_adapter(recipe, engine.reads)
-    checkpoint = where_to_start(recipe, resume, engine.reads)
+    checkpoint = where_to_start(recipe, resume, peers, engine.reads)
     card.check_hub(recipe)
     dtype = pick_dtype(recipe.dtype, device)
     if dtype == torch.float16 and device.type == "cpu":
@@ -101,6 +107,7 @@ def train(recipe: Recipe, resume: bool = False, callbacks: Sequence[Any] = ()) -
     evenly = processes * recipe.per_device_train_batch_size
     rows = training_set(chosen, processing, recipe.max_length, evenly)
     rows[0]  # the first sample is made before a model is read
+    peers.meet("data")
     set_seed(recipe.seed)
     model = begin(recipe, dtype, device, first_batches(recipe, rows, processing), adapter, checkpoint, engine)
     if recipe.image_cache == "features":
@@ -117,7 +124,9 @@ def train(recipe: Recipe, resume: bool = False, callbacks: Sequence[Any] = ()) -
     if checkpoint is not None:
         manifest.report["resumed_from_step"] = steps_done(checkpoint)
     watch = _watch(recipe, processing, chosen, held)
-    trainer, history, stop = _trainer(recipe, model, processing, rows, put_together, manifest, arguments, watch, engine)
+    trainer, history, stop = _trainer(
+        recipe, model, processing, rows, put_together, manifest, arguments, watch, engine, peers
+    )
     meter = card.Meter()
     if checkpoint is not None and steps_done(checkpoint) >= steps_wanted(checkpoint, recipe):
         trainer.restore(checkpoint)  # it had ended but for its artifact
@@ -125,6 +134,7 @@ def train(recipe: Recipe, resume: bool = False, callbacks: Sequence[Any] = ()) -
     for callback in callbacks:
         trainer.add_callback(callback)
     dry_save(trainer, out)
+    peers.meet("training")
     stop.install()
     try:
         smaller = functools.partial(after_running_out, recipe, chosen, processing, dtype, device, processes)
@@ -177,14 +187,14 @@ def _manifest(
 
 def _trainer(
     recipe: Recipe, model: Any, processing: Any, rows: Any, put_together: Any, manifest: Manifest, arguments: Any, watch: Any,
-    engine: Engine,
+    engine: Engine, peers: Peers,
 ) -> Any:  # fmt: skip
     from transformers import PrinterCallback
 
     from .callbacks import OrderlyStop, Progress
     from .trainer import LlavaTrainer
 
-    history, stop = Progress(), OrderlyStop()
+    history, stop = Progress(), OrderlyStop(peers)
     trainer = LlavaTrainer(
         model=model,
         args=arguments,

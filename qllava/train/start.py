@@ -5,6 +5,7 @@ None. Nothing of an earlier run is written over, and no checkpoint of another ru
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 from .. import console
@@ -18,14 +19,18 @@ from ..model.build import sources
 from ..model.fingerprint import fingerprint
 from ..recipe.schema import Parts, Recipe
 from .checkpoint import PROBE, checkpoints, newest_good, set_aside, sweep
+from .peers import Peers
 
 MERGED = "base"  # in output_dir: what adapter_start: merge-then-new trains on
+
+SEEN = 10.0  # seconds in which a network file system shows a new file on another host
 
 # What may differ between a run and its resumption: when it ends, what it says, and how it shares out the same work.
 FREE = {
     "output_dir", "max_steps", "num_train_epochs", "save_steps", "save_total_limit", "logging_steps", "report_to",
     "dataloader_num_workers", "per_device_train_batch_size", "gradient_checkpointing", "packing", "fused_layers",
     "attention", "image_cache", "projector", "data", "base", "adapter", "sample_generations", "divergence_factor", "push_to_hub", "hub_private_repo",
+    "ddp_timeout",
 }  # fmt: skip
 
 
@@ -112,22 +117,51 @@ def merge_first(recipe: Recipe, adapter: Path, base: str | Parts) -> None:
     merge(adapter, merged, dtype="float32" if recipe.dtype == "float32" else "bfloat16", base=base)
 
 
-def where_to_start(recipe: Recipe, resume: bool, reads: bool = True) -> Path | None:
-    """The checkpoint to go on from, or None to begin.
+def where_to_start(recipe: Recipe, resume: bool, peers: Peers, reads: bool = True) -> Path | None:
+    """The checkpoint to go on from, or None to begin; the first process chooses for all. One that torchrun starts anew
+    (--max-restarts) goes on from what there is.
 
     Args:
         reads: whether this process may look at the base's weights, to see that they are those of the checkpoint.
 
     Raises:
-        UserError: output_dir holds a run already, or none to resume, or another one; or nothing can be written there.
+        UserError: output_dir holds a run already, or none to resume, or another one; nothing can be written there; or it is
+            not the same folder for all hosts.
     """
     out = Path(recipe.output_dir)
+    resume = resume or (peers.restarted and bool(checkpoints(out)))
+    chosen = peers.from_first("start", lambda: _choose(recipe, resume, out))
+    can_write(out / PROBE).rmdir()
+    if peers.processes > 1:
+        _same_folder(out, peers)
+    if chosen and reads and not first_process():
+        _compare(recipe, out / chosen)
+    return chosen and out / chosen
+
+
+def _same_folder(out: Path, peers: Peers) -> None:
+    """Raises `UserError` in a process that does not see the first one's output_dir."""
+    mark = out / peers.from_first("mark", lambda: can_write(out / PROBE).name)
+    try:
+        end = time.monotonic() + SEEN
+        while mark not in out.iterdir():
+            if time.monotonic() > end:
+                raise UserError(
+                    f"output_dir {out} is not the folder that the first process writes to. It must be on a file system that all "
+                    "hosts share."
+                )
+            time.sleep(0.2)
+        peers.meet("output_dir")
+    finally:
+        if first_process():
+            mark.rmdir()
+
+
+def _choose(recipe: Recipe, resume: bool, out: Path) -> str | None:
     if not resume:
         if (out / FINAL).exists() or checkpoints(out):
             raise UserError(f"{out} holds a run already. Add --resume to go on with it, or name another output_dir.")
-        if first_process():
-            sweep(out)
-        can_write(out / PROBE).rmdir()
+        sweep(out)
         return None
     if (out / FINAL).exists():
         raise UserError(f"The run in {out} has ended; its artifact is {out / FINAL}.")
@@ -135,16 +169,15 @@ def where_to_start(recipe: Recipe, resume: bool, reads: bool = True) -> Path | N
     if found is None:
         reasons = "".join(f"\n  - {c}" for c in complaints.values())
         raise UserError(f"No good checkpoint in {out} to resume from.{reasons}\nBegin anew with another output_dir.")
-    _compare(recipe, found, reads)
-    if first_process():
-        for folder, complaint in complaints.items():
-            console.note(f"Passed over: {complaint} It is now {set_aside(folder)}.")
-        sweep(out)
+    _compare(recipe, found)
+    for folder, complaint in complaints.items():
+        console.note(f"Passed over: {complaint} It is now {set_aside(folder)}.")
+    sweep(out)
     console.note(f"Resuming from {found}.")
-    return found
+    return found.name
 
 
-def _compare(recipe: Recipe, checkpoint: Path, reads: bool) -> None:
+def _compare(recipe: Recipe, checkpoint: Path) -> None:
     """Raises `UserError`, naming what differs, when the checkpoint is of another run than the recipe's."""
     manifest = read_manifest(checkpoint)
     before, now = manifest.recipe or {}, recipe.model_dump(mode="json")
@@ -156,7 +189,7 @@ def _compare(recipe: Recipe, checkpoint: Path, reads: bool) -> None:
         wrong.append(
             f"{split}: {before[split]} then, {now[split]} now, and with order: original the order depends on it"
         )
-    if reads and manifest.base is not None and manifest.base.fingerprint != fingerprint(sources(recipe.base)):
+    if manifest.base is not None and manifest.base.fingerprint != fingerprint(sources(recipe.base)):
         wrong.append(f"base: {manifest.base.source} then, another one now")
     if 0 < recipe.max_steps < steps_done(checkpoint):
         wrong.append(f"max_steps: {checkpoint} is past {recipe.max_steps}")

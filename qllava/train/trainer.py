@@ -9,6 +9,7 @@ drawn from the run's random streams), saving and loading (see `keeping`).
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -29,6 +30,7 @@ from ..model.fused import fuse
 from ..model.projector import llava_of
 from ..recipe.schema import Recipe
 from .batches import sampler_for
+from .callbacks import deaf
 from .engine import Engine
 from .guards import BadStep, Diverged, Divergence, check_gradients, check_step, starved
 from .keeping import Keeping
@@ -100,6 +102,13 @@ class LlavaTrainer(Keeping, SFTTrainer):
             place == FILLER for place in rows["where"][-self.args.world_size * recipe.per_device_train_batch_size :]
         )
         return sampler_for(recipe, rows, fillers)
+
+    def get_train_dataloader(self) -> Any:
+        """Its workers outlive the signals that end the run."""
+        loader = super().get_train_dataloader()
+        under = getattr(loader, "base_dataloader", loader)  # accelerate's own has torch's inside
+        under.worker_init_fn = functools.partial(deaf, under.worker_init_fn)
+        return loader
 
     def compute_loss(
         self,

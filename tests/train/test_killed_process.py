@@ -10,7 +10,7 @@ import psutil
 import pytest
 import yaml
 from conftest import ROOT
-from launching import command_of, environment_of, values_of
+from launching import command_of, end_all, environment_of, until, values_of, words_of
 
 pytestmark = pytest.mark.slow
 
@@ -48,17 +48,10 @@ def test_a_process_killed_during_a_collective_ends_the_run(recipe_values, tmp_pa
             started = time.monotonic()
             assert launcher.wait(timeout=60) != 0
         finally:
-            for process in [*psutil.Process().children(recursive=True)]:
-                process.kill()
-            launcher.wait()
+            end_all(launcher)
     assert time.monotonic() - started < 60
-    text = " ".join(log.read_text().split())
+    text = words_of(log.read_text())
+    assert text.count(f"Error: process {killed} on ") == 1 and "ended without a word" in text and "--resume" in text
+    assert "[rank" not in text  # no traceback
     assert "exitcode : -9" in text and f"rank : {killed}" in text  # torchrun names who died and of what
     assert (tmp_path / "out" / "checkpoint-2").is_dir() and not (tmp_path / "out" / "final").exists()
-
-
-def until(holds, launcher, log, seconds=240):
-    end = time.monotonic() + seconds
-    while not holds():
-        assert launcher.poll() is None and time.monotonic() < end, log.read_text()[-3000:]
-        time.sleep(0.1)
