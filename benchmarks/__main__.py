@@ -12,7 +12,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 
 def main(words: list[str] | None = None) -> int:
-    from . import planner, table
+    from . import data_build, data_scale, held, planner, scaling_page, table
     from .speed import command
 
     words = sys.argv[1:] if words is None else words
@@ -20,13 +20,29 @@ def main(words: list[str] | None = None) -> int:
     verbs = parser.add_subparsers(dest="verb", required=True)
     command.add_arguments(verbs.add_parser("speed", help="qllava against its peers, step by step"))
     planner.add_arguments(verbs.add_parser("planner", help="measured peak memory beside what the planner foretells"))
+    data_scale.add_arguments(verbs.add_parser("data_scale", help="the 665K mix: time to the first batch, and memory"))
+    data_build.add_arguments(
+        verbs.add_parser("data_build", help="both mixes from raw sets of the full size: rows, time, memory")
+    )
+    held.add_arguments(verbs.add_parser("held", help="what processes hold under each engine, beside the formula"))
+    verbs.add_parser("scaling", help="write docs/scaling.md: LLaVA-1.5 on clusters, from the formulas")
     verbs.add_parser("table", help="write the Markdown of all results anew")
     args = parser.parse_args(words)
     if args.verb == "table":
         print(json.dumps(table.rewrite()))
         return 0
     try:
-        result = (command if args.verb == "speed" else planner).measure(args, words)
+        if args.verb == "scaling":
+            print(json.dumps(scaling_page.write()))
+            return 0
+        measured = {
+            "speed": command,
+            "planner": planner,
+            "data_scale": data_scale,
+            "data_build": data_build,
+            "held": held,
+        }
+        result = measured[args.verb].measure(args, words)
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2

@@ -62,7 +62,7 @@ import json, resource, sys, time
 started = time.perf_counter()
 from qllava.data.collate import collate
 from qllava.data.dataset import select, training_set
-from qllava.model.build import processing_for
+from qllava.model.inputs import processing_for
 from qllava.recipe import load_recipe
 from qllava.train.sampler import SeededSampler
 recipe = load_recipe(sys.argv[1], sys.argv[2:])

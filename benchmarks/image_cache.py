@@ -30,7 +30,7 @@ from qllava.data.collate import collate
 from qllava.data.dataset import training_set
 from qllava.data.processing import Processing
 from qllava.data.rows import rows_of
-from qllava.model.build import load_processing
+from qllava.model.inputs import load_processing
 from qllava.recipe.schema import Parts, Source
 
 EDGE, BATCH = 336, 4

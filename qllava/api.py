@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .artifact.switch import Switch
     from .recipe import Recipe
     from .serve.chat import Chat
+    from .train.across import Across
     from .train.inspect import Inspection
     from .train.plan import Plan
     from .train.run import Result
@@ -66,6 +67,28 @@ def plan(
     return run(resolved, None if vram is None else read_size(vram), None if tflops is None else tflops * 1e12)
 
 
+def plan_across(
+    recipe: Source | Recipe, overrides: Sequence[str] = (), card: str = "a100-80", processes: int = 8,
+    nodes: int | None = None, engine: str | None = None, vram: str | None = None, tflops: float | None = None,
+) -> Across:  # fmt: skip
+    """What a recipe takes on many cards, under one engine or each. See `qllava.train.across`.
+
+    Args:
+        processes: one a card, in all nodes together.
+        tflops: what a card reaches in a large matrix product, in 10¹² operations a second; by default assumed.
+    """
+    from .train.across import ENGINES, across
+    from .train.cluster import cluster_of
+
+    cluster, engines = cluster_of(card, processes, nodes), (engine,) if engine else ENGINES
+    resolved = _resolve(recipe, overrides)
+    from .train.plan import read_size, samples_of
+
+    budget = None if vram is None else read_size(vram)
+    rate = None if tflops is None else tflops * 1e12
+    return across(resolved, cluster, *samples_of(resolved), engines=engines, budget=budget, rate=rate)
+
+
 def check(recipe: Source | Recipe, overrides: Sequence[str] = (), processes: int | None = None) -> dict[str, Any]:
     """What a run would meet in its data, before any weight is read. See `qllava.train.check.check`."""
     resolved = _resolve(recipe, overrides)
@@ -81,6 +104,13 @@ def verify_data(
     from .data.verify import verify as run
 
     return run(Path(file), Path(image_root), mix, write=None if write is None else Path(write), **options)
+
+
+def build_data(mix: Source, raw: Source, out: Source, **options: Any) -> dict[str, Any]:
+    """`qllava data build`: a LLaVA JSON from raw data sets. See `qllava.data.sources.build.build`."""
+    from .data.sources.build import build as run
+
+    return run(str(mix), Path(raw), Path(out), **options)
 
 
 def inspect(recipe: Source | Recipe | None = None, overrides: Sequence[str] = (), **options: Any) -> Inspection:
@@ -218,7 +248,7 @@ def verify(artifact: Source) -> Manifest:
 def fingerprint(base: str, exact: bool = False) -> str:
     """The digest by which adapters know a base again; `exact` reads every byte. See `qllava.model.fingerprint`."""
     from .artifact.load import parse_base
-    from .model.build import sources
+    from .model.base import sources
     from .model.fingerprint import fingerprint as run
 
     return run(sources(parse_base(base)), exact)
@@ -229,3 +259,17 @@ def demo(out: Source = "runs/demo", **options: Any) -> dict[str, Any]:
     from .demo.run import demo as run
 
     return run(out, **options)
+
+
+def ablate(study: Source, out: Source | None = None, **options: Any) -> dict[str, Any]:
+    """Runs that differ in one thing, over seeds, as a table and a chart. See `qllava.ablate.run.ablate`."""
+    from .ablate.run import ablate as run
+
+    return run(study, out, **options)
+
+
+def try_study(study: Source, out: Source | None = None, **options: Any) -> dict[str, Any]:
+    """The commands of a study and what is missing for them; nothing is run. See `qllava.ablate.trial.trial`."""
+    from .ablate.trial import trial
+
+    return trial(study, out, **options)

@@ -18,8 +18,28 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def pytest_collection_modifyitems(items):
-    """The slow tests first, so that the others run beside them and none is waited for at the end."""
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    """The slow tests first, so that the others run beside them and none is waited for at the end; of them those with a real Slurm
+    last, whose daemons and jobs other launches have not to share the machine with."""
+    items.sort(key=lambda item: (item.get_closest_marker("slow") is None, "test_slurm" in item.nodeid))
+
+
+class AtOnce:
+    """Shows a failure when it happens: a run that is cut off before its summary has said why."""
+
+    def __init__(self, terminal):
+        self.terminal = terminal
+
+    def pytest_runtest_logreport(self, report):
+        if report.failed:
+            tail = "\n".join(report.longreprtext.splitlines()[-30:])
+            self.terminal.write_line(f"\n{report.nodeid} failed after {report.duration:.0f} s\n{tail}\n")
+
+
+@pytest.hookimpl(trylast=True)  # the terminal is there
+def pytest_configure(config):
+    terminal = config.pluginmanager.get_plugin("terminalreporter")
+    if terminal is not None and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(AtOnce(terminal))
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
 
@@ -23,6 +24,7 @@ ENGINES = {"ddp": {}} | {
     f"zero{stage}": {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": str(stage)}
     for stage in (2, 3)
 }
+LIMIT = 300  # seconds; a launch takes 10 to 60
 ON_CPU = str(ROOT / "tests" / "train" / "fsdp_on_cpu.py")
 
 
@@ -85,8 +87,18 @@ def environment_of(engine):
 
 
 def launched(engine, recipe, *more, processes=2, program=None, launcher=(), **variables):
+    """A launch to its end. One that does not end is killed whole, and what it said is shown: its processes would slow down all that follow."""
     command = [*command_of(engine, processes, program, launcher), "train", str(recipe), *more]
-    return subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment_of(engine) | variables)
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        started = subprocess.Popen(command, stdout=out, stderr=err, env=environment_of(engine) | variables)
+        try:
+            started.wait(LIMIT)
+        except subprocess.TimeoutExpired:
+            end_all(started)
+            err.seek(0)
+            pytest.fail(f"not over after {LIMIT} s: {' '.join(command)}\n{err.read()[-4000:]}")
+        out.seek(0), err.seek(0)
+        return subprocess.CompletedProcess(command, started.returncode, out.read(), err.read())
 
 
 def values_of(recipe_values, tune, **more):

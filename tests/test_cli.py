@@ -9,11 +9,13 @@ import sys
 import pytest
 
 from qllava.cli import main
+from qllava.recipe.shipped import list_shipped
 
 VERBS = (
     "demo",
     "train",
     "plan",
+    "ablate",
     "check",
     "inspect",
     "recipes",
@@ -66,7 +68,7 @@ def test_version_and_recipes_print_one_json_document(capsys):
     code, out, _ = run(capsys, "version", "--json")
     assert code == 0 and json.loads(out)["torch"]
     code, out, _ = run(capsys, "recipes", "--json")
-    assert code == 0 and len(json.loads(out)) == 14
+    assert code == 0 and len(json.loads(out)) == len(list_shipped())
     code, out, _ = run(capsys, "recipes", "--schema")
     assert code == 0 and "learning_rate" in json.loads(out)["properties"]
     code, out, _ = run(capsys, "recipes", "demo/align")

@@ -14,7 +14,7 @@ from conftest import ROOT
 PACKAGE = ROOT / "qllava"
 # From the ground up. A room imports from those under it, or from itself; rooms on one floor do not know each other.
 FLOORS = (
-    {"errors"}, {"console"}, {"recipe"}, {"data"}, {"model"}, {"artifact"}, {"evaluate"}, {"train", "serve"}, {"demo"},
+    {"errors"}, {"console"}, {"recipe"}, {"data"}, {"model"}, {"artifact"}, {"evaluate"}, {"train", "serve"}, {"demo"}, {"ablate"},
     {"api"}, {"cli"}, {"__main__"},
 )  # fmt: skip
 HEIGHT = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

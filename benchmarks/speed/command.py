@@ -119,7 +119,7 @@ def base_of(args: argparse.Namespace, folder: Path) -> Path:
 
 def words_for(base: Path) -> list[str]:
     """Words that are one token of the base's tokenizer each."""
-    from qllava.model.build import load_processing
+    from qllava.model.inputs import load_processing
 
     return single_tokens(load_processing(str(base), "vicuna_v1", "pad").encoder)
 

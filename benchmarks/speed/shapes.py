@@ -77,7 +77,7 @@ def _parts(shape: Shape, folder: Path) -> dict[str, str]:
     """Folders of tower and LLM without weights: configs, image processor, tokenizer."""
     from transformers import CLIPVisionConfig, LlamaConfig
 
-    from qllava.model.build import EMBEDDED
+    from qllava.model.base import EMBEDDED
 
     tower, llm = folder / "tower", folder / "llm"
     shutil.copytree(EMBEDDED / "llm", llm, ignore=shutil.ignore_patterns("*.safetensors"))
@@ -99,7 +99,8 @@ def _parts(shape: Shape, folder: Path) -> dict[str, str]:
 def _settings(parts: dict[str, str], out: Path) -> None:
     import torch
 
-    from qllava.model.build import assembled_config, load_processing, plain_generation
+    from qllava.model.base import assembled_config, plain_generation
+    from qllava.model.inputs import load_processing
     from qllava.model.whole import save_settings
     from qllava.recipe.schema import Parts
 
@@ -134,7 +135,7 @@ def _shards(out: Path, device: str) -> Iterator[list[tuple[str, tuple[int, ...],
     from transformers import AutoConfig
 
     from qllava.model import dialects
-    from qllava.model.build import skeleton
+    from qllava.model.base import skeleton
 
     shard, bytes_ = [], 0
     for seed, (name, tensor) in enumerate(skeleton(AutoConfig.from_pretrained(out)).state_dict().items()):

@@ -5,6 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
+
+from ..model.projector import FILE as PROJECTOR_FILE
+from ..model.projector import MARK
+from ..model.projectors import kind_of
+from ..model.tiles import ROW_END
+from ..recipe.projector import MLP
+from .card_tiles import needs, tiles_in
 from .manifest import Manifest
 
 KINDS = {"lora": "LoRA adapter", "qlora": "QLoRA adapter", "projector": "projector", "full": "model"}
@@ -40,14 +48,23 @@ def model_card(manifest: Manifest, folder: Path) -> None:
         data.to_yaml(),
         "---",
         "",
-        f"# LLaVA-1.5 {kind}",
+        f"# LLaVA-1.5{'' if _tiles(manifest, folder) is None else '-HD'} {kind}",
         "",
         *_what(manifest, kind),
         "",
         *_proof(manifest),
-        *_use(adapter),
+        *(
+            _use(adapter, _projector(folder))
+            if tiles_in(folder) is None
+            else needs(folder, manifest.template, manifest.dtype)
+        ),
     ]
     ModelCard("\n".join(lines) + "\n").save(folder / "README.md")
+
+
+def _tiles(manifest: Manifest, folder: Path) -> int | None:
+    source = manifest.base.source if manifest.base and manifest.holds == "adapter" else None
+    return source.get("max_tiles") if isinstance(source, dict) else tiles_in(folder)
 
 
 def _on_hub(manifest: Manifest) -> list[str]:
@@ -110,7 +127,23 @@ def _proof(manifest: Manifest) -> list[str]:
     return [*lines, "Against base and adapter, on the same prompts, in float32:", "", *markdown_table(head, rows), ""]
 
 
-def _use(adapter: bool) -> list[str]:
+def _projector(folder: Path) -> str:
+    """The name of the artifact's projector, out of its names: a base is not at hand, and may be no folder."""
+    names: set[str] = set()
+    for file in (
+        [folder / PROJECTOR_FILE] if (folder / PROJECTOR_FILE).is_file() else sorted(folder.glob("*.safetensors"))
+    ):
+        with safe_open(file, "pt") as tensors:
+            names |= {k.split(MARK)[-1] for k in tensors.keys() if MARK in k or file.name == PROJECTOR_FILE}  # noqa: SIM118
+    return kind_of(names - {ROW_END}) or MLP
+
+
+def _use(adapter: bool, projector: str) -> list[str]:
+    if not adapter and projector != MLP:
+        return [
+            f"Its projector is `{projector}`, so it is a model of type `qllava`, which `transformers` alone refuses: "
+            "`qllava.load(THIS_FOLDER)` loads it, and `qllava chat THIS_FOLDER --image photo.png` talks to it."
+        ]
     if not adapter:
         return [
             "Loads with `transformers.LlavaForConditionalGeneration`; `qllava chat THIS_FOLDER --image photo.png` talks to it."
@@ -118,7 +151,7 @@ def _use(adapter: bool) -> list[str]:
     return [
         "```",
         "qllava chat THIS_FOLDER --image photo.png",
-        "qllava merge THIS_FOLDER --out merged     # one plain Hugging Face LLaVA",
+        f"qllava merge THIS_FOLDER --out merged     # one {'plain Hugging Face LLaVA' if projector == MLP else 'whole model, which qllava loads'}",
         "```",
         "",
         "The base is bound by its fingerprint: another one is refused. The projector is in `projector.safetensors`, so LoRA loaded",

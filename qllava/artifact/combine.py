@@ -21,9 +21,9 @@ from safetensors.torch import save_file
 from .. import console
 from ..errors import UserError
 from ..model import dialects
-from ..model.build import portable
+from ..model.base import portable
 from ..model.projector import FILE as PROJECTOR_FILE
-from ..model.projector import MARK, read_projector
+from ..model.projector import MARK, read_projector, runtime_name
 from ..model.tower import FILE as TOWER_FILE
 from ..model.tower import PREFIX as TOWER
 from ..model.tower import read_tower
@@ -31,7 +31,7 @@ from ..recipe.schema import Quantization
 from .card import model_card
 from .conflicts import conflict_report, show_conflicts
 from .delta import CONFIG, WEIGHTS, Change, read_changes, write_changes
-from .load import as_artifact, base_of, find_artifact, quantization_of
+from .load import as_artifact, base_of, find_artifact, quantization_of, same_base
 from .manifest import Base, Manifest, verify, writing
 from .stream import BaseTensors
 
@@ -73,7 +73,7 @@ def combine(
     parts = [_read(source, weight, base) for source, weight in zip(adapters, weights, strict=True)]
     first = parts[0].manifest
     for part in parts[1:]:
-        if part.manifest.base.fingerprint != first.base.fingerprint:
+        if not same_base(part.manifest.base, first.base):
             raise UserError(
                 f"{part.folder} is on another base ({part.manifest.base.source}) than {parts[0].folder} ({first.base.source})."
             )
@@ -139,7 +139,7 @@ def _read(source: str | Path, weight: float, base: str | None) -> Part:
         if manifest.holds != "adapter" or manifest.base is None:
             raise UserError(f"{folder} is no adapter, or is bound to no base.")
         changes = read_changes(folder) if (folder / CONFIG).is_file() else {}
-        others = {f"model.{MARK}{k}": v.float() for k, v in read_projector(folder).items()}
+        others = {runtime_name(k): v.float() for k, v in read_projector(folder).items()}
         if (folder / TOWER_FILE).is_file():
             others |= {TOWER + k: v.float() for k, v in read_tower(folder).items()}
         named = folder if find_artifact(source) is not None else Path(source)
@@ -272,7 +272,11 @@ def _combine_others(parts: Sequence[Part], base: BaseTensors) -> Tensors:
 
 
 def _write_others(others: Tensors, folder: Path) -> None:
-    for mark, file in ((f"model.{MARK}", PROJECTOR_FILE), (TOWER, TOWER_FILE)):
-        state = {n.removeprefix(mark): t.contiguous().clone() for n, t in others.items() if n.startswith(mark)}
+    for tower, file in ((False, PROJECTOR_FILE), (True, TOWER_FILE)):
+        state = {
+            n.removeprefix(TOWER).removeprefix("model.").removeprefix(MARK): t.contiguous().clone()
+            for n, t in others.items()
+            if n.startswith(TOWER) == tower
+        }
         if state:
             save_file(state, folder / file, metadata={"format": "pt"})

@@ -19,14 +19,17 @@ from pydantic import ValidationError
 from .. import console
 from ..data.processing import Processing
 from ..errors import UserError
-from ..model.build import load_model, load_processing, sources
+from ..model.base import sources
+from ..model.build import load_model
 from ..model.device import pick_device, pick_dtype
 from ..model.fingerprint import fingerprint
+from ..model.inputs import load_processing
 from ..recipe.schema import Parts, Quantization
 from .adapter import put_adapter
 from .manifest import FILE, Base, Manifest, read_manifest, verify_quick
 
 FINAL = "final"
+SHAPING = tuple(f for f in Parts.model_fields if f not in ("vision_tower", "llm"))  # what no weight of the parts shows
 
 
 @dataclass
@@ -113,6 +116,14 @@ def parse_base(text: str | Parts) -> str | Parts:
 
 def check_base(base: str | Parts, expected: Base) -> None:
     """Raises `UserError`, naming both, when `base` has other weights than the expected one."""
+    if isinstance(expected.source, dict) and isinstance(base, Parts):
+        for field in SHAPING:
+            was, now = getattr(Parts(**expected.source), field), getattr(base, field)
+            if was != now:
+                raise UserError(
+                    f"Wrong base: this adapter was trained with {field} {was or 'left out'}, and the base named has {now or 'none'}. "
+                    f"Name it with{'out it' if was is None else f' {field}: {was}'}."
+                )
     if isinstance(base, str) and (artifact := find_artifact(base)) is not None:
         verify_quick(artifact)
     found = fingerprint(sources(base))
@@ -122,6 +133,17 @@ def check_base(base: str | Parts, expected: Base) -> None:
             f"but {base} has fingerprint {found}. Name the right one with --base, or base= of a recipe (parts as "
             "{vision_tower: A, llm: B})."
         )
+
+
+def same_base(one: Base, other: Base) -> bool:
+    """Whether two adapters sit on the same weights in the same shape: parts alone do not show their projector or tiles."""
+
+    def shape(base: Base) -> Parts | None:
+        if not isinstance(base.source, dict):
+            return None
+        return Parts(**base.source).model_copy(update={"vision_tower": "", "llm": ""})  # they may have moved
+
+    return one.fingerprint == other.fingerprint and shape(one) == shape(other)
 
 
 def load(

@@ -19,12 +19,14 @@ import torch
 from .. import console
 from ..errors import RunError, UserError
 from ..model import dialects
-from ..model.build import load_model, plain_generation, portable, sources
+from ..model.base import plain_generation, portable, sources
+from ..model.build import load_model
 from ..model.device import dtype_of, pick_device, pick_dtype
 from ..model.fingerprint import fingerprint
 from ..model.lora import LANGUAGE
-from ..model.projector import MARK, read_projector
+from ..model.projector import MARK, read_projector, runtime_name
 from ..model.quantize import dequantize, four_bits
+from ..model.tiles import ROW_END
 from ..model.tower import FILE as TOWER_FILE
 from ..model.tower import PREFIX as TOWER
 from ..model.tower import read_tower
@@ -130,7 +132,7 @@ class Job:
         self.device = pick_device()
         self.held = pick_dtype(manifest.dtype or "auto", self.device)  # how training held frozen weights
         self.changes = read_changes(folder) if (folder / CONFIG).is_file() else {}
-        self.parts = {f"model.{MARK}{k}": v for k, v in read_projector(folder).items()}
+        self.parts = {runtime_name(k): v for k, v in read_projector(folder).items()}
         if (folder / TOWER_FILE).is_file():
             self.parts |= {TOWER + k: v for k, v in read_tower(folder).items()}
         self.processing = processing_of(manifest, base, keep_plain=True)
@@ -152,7 +154,7 @@ class Job:
             change = left.pop(name.removesuffix(".weight"), None)
             yield key, self._cast(key, tensor if change is None else change.applied(tensor))
         for name, tensor in sorted(parts.items()):  # the projector of a base in parts
-            if MARK not in name:
+            if MARK not in name and ROW_END not in name:
                 raise UserError(f"{self.folder} holds {name}, which the base has not.")
             yield dialects.to_published(name), self._cast(name, tensor)
         if left:

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ..data.collate import IMAGE_KINDS, collate
 from ..data.processing import Processing
 from ..data.sample import Turn
-from ..data.tokens import IMAGE
 from ..errors import RunError
 
 QUESTIONS = (
@@ -28,7 +28,7 @@ TEXT = "Name three colors."
 CONTINUED = 12  # tokens of greedy continuation
 TOLERANCE = {"float32": 1e-4, "float16": 0.02, "bfloat16": 0.06, "nf4": 1.0}  # of the logits' spread
 LEAST = 0.25  # share of the adapter's effect that has to be there after the merge
-Prompt = tuple[torch.Tensor, torch.Tensor | None]  # ids [1, positions] and pixels [1, 3, edge, edge]
+Prompt = tuple[torch.Tensor, dict[str, torch.Tensor]]  # ids [1, positions] and what belongs to its image, if it has one
 
 
 def probes(processing: Processing) -> list[Prompt]:
@@ -42,15 +42,11 @@ def probes(processing: Processing) -> list[Prompt]:
     for pixels, question in zip((gradient, noise, squares), QUESTIONS, strict=True):
         out.append(processing.prompt([Turn("user", question, 1)], [Image.fromarray(pixels)]))
     out.append(processing.prompt([Turn("user", TEXT, 0)]))
-    spread = []
+    prompts = []
     for made in out:
-        ids = [
-            t
-            for i in made["input_ids"]
-            for t in ([processing.image_token_id] * processing.image_tokens if i == IMAGE else [i])
-        ]
-        spread.append((torch.tensor([ids]), made["pixel_values"]))
-    return spread
+        batch = collate([made], processing)
+        prompts.append((batch["input_ids"], {k: batch[k] for k in IMAGE_KINDS if k in batch}))
+    return prompts
 
 
 @dataclass
@@ -70,8 +66,8 @@ def say(model: torch.nn.Module, prompts: Sequence[Prompt], image_token: int, fol
     """
     device = next(model.parameters()).device
     said = Said([], [])
-    for i, (ids, pixels) in enumerate(prompts):
-        inputs = {} if pixels is None else {"pixel_values": pixels.to(device)}
+    for i, (ids, pictures) in enumerate(prompts):
+        inputs = {k: v.to(device) for k, v in pictures.items()}
         if follow is None:
             for _ in range(CONTINUED):
                 last = model(input_ids=ids.to(device), **inputs).logits[0, -1].argmax()

@@ -20,7 +20,8 @@ from safetensors.torch import save_file
 
 from ..errors import UserError
 from ..model import dialects
-from ..model.build import HARMLESS, assembled_config, locate, read_config
+from ..model.base import assembled_config, locate, read_config
+from ..model.build import HARMLESS
 from ..model.fingerprint import weight_files
 from ..recipe.schema import Parts
 

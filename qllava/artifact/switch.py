@@ -14,12 +14,12 @@ import torch
 from ..errors import UserError, nearest
 from ..model.build import load_model
 from ..model.device import pick_device, pick_dtype
-from ..model.projector import projector_of, put_projector, read_projector
+from ..model.projector import projector_tensors, put_projector, read_projector
 from ..model.tower import FILE as TOWER_FILE
 from ..model.tower import read_tower, tower_tensors
 from .adapter import check_loaded
 from .delta import CONFIG, read_lora
-from .load import Loaded, base_of, find_artifact, processing_of, quantization_of
+from .load import Loaded, base_of, find_artifact, processing_of, quantization_of, same_base
 from .manifest import Manifest, verify_quick
 
 BASE = "base"  # the name of the base without any adapter
@@ -48,7 +48,7 @@ class Switch:
         self.quantization, device = quantization_of(first), pick_device()
         held = pick_dtype((first.dtype or "auto") if dtype == "auto" else dtype, device)
         self._model = load_model(self.source, held, device, self.quantization)
-        self._own = {k: v.clone() for k, v in projector_of(self._model).state_dict().items()}
+        self._own = {k: v.clone() for k, v in projector_tensors(self._model).items()}
         self._tower: dict[str, torch.Tensor] = {}  # the base's own tensors, of those that some adapter changes
         self._manifests: dict[str, Manifest] = {}
         self._parts: dict[str, tuple[dict, dict, str | None]] = {}  # projector, tower, and LoRA's name in PEFT
@@ -74,7 +74,7 @@ class Switch:
             )
         folder = _folder(source)
         manifest = _manifest(folder)
-        if manifest.base.fingerprint != self.fingerprint:
+        if not same_base(manifest.base, self._first.base):
             raise UserError(
                 f"{folder} is on another base ({manifest.base.source}) than the one in memory ({self.source})."
             )

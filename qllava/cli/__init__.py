@@ -14,10 +14,11 @@ from . import samples  # isort: skip
 from . import data  # isort: skip
 from . import artifacts  # isort: skip
 from . import scores  # isort: skip
+from . import studies  # isort: skip
 from . import answers  # isort: skip
 from .door import app
 
-__all__ = ["answers", "app", "artifacts", "data", "main", "samples", "scores", "training"]
+__all__ = ["answers", "app", "artifacts", "data", "main", "samples", "scores", "studies", "training"]
 
 
 def quiet() -> None:

@@ -68,14 +68,38 @@ def combine(
     epilog="Example: qllava assemble --vision-tower openai/clip-vit-large-patch14-336 --llm lmsys/vicuna-7b-v1.5 --out base"
 )
 def assemble(
-    vision_tower: Annotated[str, typer.Option(help="Folder or hub id of a CLIP vision tower, or `embedded`.")],
+    vision_tower: Annotated[
+        str, typer.Option(help="Folder or hub id of a CLIP or SigLIP vision tower, or `embedded`.")
+    ],
     llm: Annotated[str, typer.Option(help="Folder or hub id of a Llama-family LLM, or `embedded`.")],
     out: Annotated[Path, typer.Option(help="Folder for the LLaVA.")],
     dtype: Annotated[str, typer.Option(help="bfloat16, float16 or float32.")] = "bfloat16",
+    max_tiles: Annotated[
+        int | None, typer.Option(min=1, max=6, help="LLaVA-1.5-HD: tiles of an image; the paper's 6.")
+    ] = None,
+    projector_type: Annotated[
+        str | None, typer.Option(help="linear, mlp2x_gelu (LLaVA-1.5's), mlp3x_gelu and deeper, or resampler.")
+    ] = None,
+    projector_queries: Annotated[
+        int | None, typer.Option(help="Of a resampler: tokens of an image, 32 to 144.")
+    ] = None,
+    vision_feature_layer: Annotated[
+        int | None, typer.Option(help="Hidden state of the tower that the projector reads; -2.")
+    ] = None,
+    vision_feature_select_strategy: Annotated[
+        str | None, typer.Option(help="default (without CLIP's class token) or full; by default what fits the tower.")
+    ] = None,
+    template: Annotated[
+        str, typer.Option(help="How conversations are written for the LLM; auto is the LLM's own.")
+    ] = "vicuna_v1",
     as_json: Json = False,
 ) -> None:
     """Joins a vision tower and an LLM by a new projector into one LLaVA."""
-    folder = api.assemble(vision_tower, llm, out, dtype=dtype)
+    folder = api.assemble(
+        vision_tower, llm, out, template=template, dtype=dtype, max_tiles=max_tiles, projector_type=projector_type,
+        projector_queries=projector_queries, vision_feature_layer=vision_feature_layer,
+        vision_feature_select_strategy=vision_feature_select_strategy,
+    )  # fmt: skip
     if as_json:
         show({"model": folder})
     note(f"Assembled into {folder}")

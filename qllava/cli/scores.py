@@ -40,7 +40,9 @@ def evaluate(
     ] = None,
     benchmark: Annotated[
         list[str] | None,
-        typer.Option(help=f"One of the paper's, or all; may come several times: {', '.join(BENCHMARKS)}."),
+        typer.Option(
+            help=f"One of the paper's, or all, or present (those in --root); may come several times: {', '.join(BENCHMARKS)}."
+        ),
     ] = None,
     root: Root = None,
     out: Annotated[

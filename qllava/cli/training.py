@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -40,7 +40,7 @@ def train(
     note(f"Done: {result.steps} steps in {result.seconds:.0f} s. The artifact is {result.artifact}")
 
 
-@app.command(epilog="Example: qllava plan llava15-7b/task-qlora --vram 12GB")
+@app.command(epilog="Example: qllava plan llava15-13b/instruct-full --card a100-80 --processes 8")
 def plan(
     recipe: Annotated[str, typer.Argument(help="YAML file, or the name of a shipped recipe.")],
     overrides: Overrides = None,
@@ -50,9 +50,25 @@ def plan(
     tflops: Annotated[
         float | None, typer.Option(min=0.001, help="What the card reaches in a large matrix product; measured here.")
     ] = None,
+    card: Annotated[
+        str | None, typer.Option(help="Plan for cards of this kind: 3090, a100-40, a100-80, h100; see also --vram.")
+    ] = None,
+    processes: Annotated[int, typer.Option(min=1, help="One a card, in all nodes together; with --card.")] = 1,
+    nodes: Annotated[
+        int | None, typer.Option(min=1, help="By default as many as it takes with 8 cards each; with --card.")
+    ] = None,
+    engine: Annotated[
+        str | None,
+        typer.Option(help="ddp, zero2, fsdp2, zero3 or zero3-offload; by default each of them; with --card."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Says before a weight is read what a recipe takes: memory by part, time, disk, and the sizes that fit."""
+    if card is not None:
+        _plan_across(recipe, overrides, as_json, card, processes, nodes, engine, vram, tflops)
+        return
+    if processes > 1 or nodes or engine:
+        raise UserError("Say which cards the processes have: --card 3090, a100-40, a100-80 or h100.")
     found = api.plan(recipe, overrides or (), vram, tflops)
     if as_json:
         show(found.as_values())
@@ -64,6 +80,20 @@ def plan(
         show_plan(found, Console(highlight=False))
     if found.chosen is None:
         raise RunError(found.remedy)
+
+
+def _plan_across(recipe: str, overrides: list[str] | None, as_json: bool, *asked: Any) -> None:
+    found = api.plan_across(recipe, overrides or (), *asked)
+    if as_json:
+        show(found.as_values())
+    else:
+        from rich.console import Console
+
+        from ..train.across_text import show_across
+
+        show_across(found, Console(highlight=False))
+    if found.chosen is None:
+        raise RunError(f"Nothing fits {found.cluster.title}. {found.engines[-1].why_not}")
 
 
 @app.command(epilog="Example: qllava recipes llava15-7b/task-qlora --copy-to mine.yaml")

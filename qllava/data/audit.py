@@ -25,7 +25,6 @@ from .processing import Processing
 from .rows import from_columns
 from .sample import PLACEHOLDER, Sample
 from .survey import each, survey
-from .tokens import IMAGE
 
 # The response-format prompts of LLaVA-1.5's mix and of its evaluation (paper, tables 7 and 8).
 FORMAT_PROMPTS = re.compile(
@@ -152,16 +151,15 @@ def _record(i: int, row: dict[str, Any], processing: Processing, max_length: int
                 check_image(ref, root, processing.image_aspect_ratio)
             elif reason := broken.get((str(row["root"]), ref)):
                 raise UserError(reason)
-        tokens = processing.tokens(sample, max_length)
+        tokens = processing.tokens(sample, max_length, root)
     except UserError as error:
         return Record(i, reason=f"{row['where']} (id {sample.id!r}): {error}")
-    length = sum(processing.image_tokens if t == IMAGE else 1 for t in tokens.ids)
     short, prompted = short_answers(sample)
     unprompted = sample.id if short and not prompted and processing.template.name != "plain" else ""
     blind = sample.id if not sample.images and any(PLACEHOLDER in t.text for t in sample.turns) else ""
     empty = sample.id if any(t.role == "assistant" and not t.text.strip() for t in sample.turns) else ""
     return Record(
-        i, "", length, tokens.supervised, tokens.truncated, not sample.images, short, blind, empty, unprompted
+        i, "", tokens.length, tokens.supervised, tokens.truncated, not sample.images, short, blind, empty, unprompted
     )
 
 

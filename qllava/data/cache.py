@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 import json
 import math
 import shutil
@@ -31,6 +32,7 @@ from .. import console
 from ..errors import RunError, UserError
 from .image import Ref, read_image, resolve, to_crop
 from .once import for_launch, root_folder
+from .tiles import Tiling, to_crops
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -49,11 +51,19 @@ class Store:
     folder: Path
     shape: tuple[int, ...]
     dtype: torch.dtype
+    most: int = 0  # a file holds at most so many of that shape, one behind the other; 0: one, as it is
 
     @property
     def size(self) -> int:
-        """Bytes of a file."""
-        return math.prod(self.shape) * self.dtype.itemsize + CHECK
+        """Bytes of a file, at most."""
+        return self._bytes(self.most or 1)
+
+    def _bytes(self, count: int) -> int:
+        return math.prod((count, *self.shape)) * self.dtype.itemsize + CHECK
+
+    def _whole(self, size: int) -> bool:
+        """Whether a file of so many bytes can be one."""
+        return size in map(self._bytes, range(1, (self.most or 1) + 1))
 
     def file(self, key: str) -> Path:
         return self.folder / key[:2] / key
@@ -61,7 +71,7 @@ class Store:
     def has(self, key: str) -> bool:
         """Whether it is there in its full length."""
         try:
-            return self.file(key).stat().st_size == self.size
+            return self._whole(self.file(key).stat().st_size)
         except OSError:
             return False
 
@@ -73,11 +83,13 @@ class Store:
         except OSError:
             return None
         numbers = memoryview(content)[:-CHECK]
-        if len(content) != self.size or zlib.crc32(numbers).to_bytes(CHECK, "little") != content[-CHECK:]:
+        if not self._whole(len(content)) or zlib.crc32(numbers).to_bytes(CHECK, "little") != content[-CHECK:]:
             with suppress(OSError):  # a cache that may only be read
                 file.unlink()
             return None
-        return torch.frombuffer(content, dtype=self.dtype, count=math.prod(self.shape)).reshape(self.shape)
+        count = len(numbers) // self.dtype.itemsize
+        found = torch.frombuffer(content, dtype=self.dtype, count=count)
+        return found.reshape(-1, *self.shape) if self.most else found.reshape(self.shape)
 
     def write(self, key: str, tensor: torch.Tensor) -> None:
         """Keeps the tensor. Several processes may do so at once: each writes its own file and gives it the name.
@@ -85,7 +97,7 @@ class Store:
         Raises:
             OSError: it cannot be written.
         """
-        if tuple(tensor.shape) != self.shape or tensor.dtype != self.dtype:
+        if tuple(tensor.shape[1:] if self.most else tensor.shape) != self.shape or tensor.dtype != self.dtype:
             raise ValueError(f"{tuple(tensor.shape)} {tensor.dtype} is not {self.shape} {self.dtype}.")
         numbers = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
         file = self.file(key)
@@ -118,25 +130,28 @@ def digest_of(values: Any) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
 
-def preprocessing_key(processor: Any, aspect: str, exif: bool) -> str:
-    """What tells the ways apart in which a crop is made: all the processor's values, aspect, EXIF, and Pillow's version."""
-    return digest_of([VERSION, type(processor).__name__, processor.to_dict(), aspect, exif, PIL.__version__])
+def preprocessing_key(processor: Any, aspect: str, exif: bool, tiling: Tiling | None = None) -> str:
+    """What tells the ways apart in which a crop is made: all the processor's values, aspect, EXIF, tiles, and Pillow's
+    version."""
+    tiles = [] if tiling is None else [dataclasses.astuple(tiling)]
+    return digest_of([VERSION, type(processor).__name__, processor.to_dict(), aspect, exif, PIL.__version__, *tiles])
 
 
 @dataclass(frozen=True)
 class Crops:
-    """Pixel tensors by way of kept crops, bit-identical to `image.to_pixels`."""
+    """Pixel tensors by way of kept crops, bit-identical to `image.to_pixels`, or to `tiles.to_views`."""
 
     store: Store  # of uint8 [3, edge, edge]
     processor: Any  # CLIPImageProcessorPil
     aspect: str
     exif: bool
     table: np.ndarray  # float32 [3, 256]: the pixel that each 8-bit value of a channel becomes
+    tiling: Tiling | None = None
 
     name = "pixel_values"  # under which a row of features has them
 
     def load(self, ref: Ref, root: Path) -> torch.Tensor:
-        """The image's pixel tensor, float32 [3, edge, edge]; what it is made of is kept if it was not.
+        """The image's pixel tensor, float32 [3, edge, edge], or that of its views [views, 3, edge, edge]; what it is made of is kept if it was not.
 
         Raises:
             UserError: `open_image` or `to_pixels` would refuse the image.
@@ -144,34 +159,40 @@ class Crops:
         key = image_key(ref, root)
         crop = self.store.read(key)
         if crop is None:
-            crop = to_crop(read_image(ref, root, self.exif), self.processor, self.aspect)
+            image = read_image(ref, root, self.exif)
+            if self.tiling is None:
+                crop = to_crop(image, self.processor, self.aspect)
+            else:
+                crop = to_crops(image, self.processor, self.tiling)
             with contextlib.suppress(OSError):  # on a full disk it is made anew each time, and the run goes on
                 self.store.write(key, crop)
         pixels = np.empty(crop.shape, np.float32)
-        for channel, values, out in zip(self.table, crop.numpy(), pixels, strict=True):
+        views = (crop.numpy().reshape(-1, *crop.shape[-2:]), pixels.reshape(-1, *crop.shape[-2:]))
+        for channel, values, out in zip(itertools.cycle(self.table), *views, strict=False):
             np.take(channel, values, out=out, mode="clip")  # the quickest mode; nothing is out of range
         return torch.from_numpy(pixels)
 
 
-def open_crops(processor: Any, aspect: str, exif: bool) -> Crops:
+def open_crops(processor: Any, aspect: str, exif: bool, tiling: Tiling | None = None) -> Crops:
     """The crops that belong to a way of preprocessing."""
     scale = Image.fromarray(np.repeat(np.arange(256, dtype=np.uint8)[None, :, None], 3, axis=2))
     table = processor.preprocess(scale, do_resize=False, do_center_crop=False, return_tensors="np")["pixel_values"]
     edge = to_crop(Image.new("RGB", (8, 8)), processor, aspect).shape
-    folder = root_folder() / "crops" / preprocessing_key(processor, aspect, exif)
-    return Crops(Store(folder, tuple(edge), torch.uint8), processor, aspect, exif, table[0, :, 0])
+    folder = root_folder() / "crops" / preprocessing_key(processor, aspect, exif, tiling)
+    store = Store(folder, tuple(edge), torch.uint8, 0 if tiling is None else tiling.max_tiles + 1)
+    return Crops(store, processor, aspect, exif, table[0, :, 0], tiling)
 
 
 @dataclass(frozen=True)
 class Features:
     """What the vision tower made of images, for the projector to read."""
 
-    store: Store  # [patches, width], in the run's dtype
+    store: Store  # [patches, width], or one for each view, in the run's dtype
 
     name = "image_features"
 
     def load(self, ref: Ref, root: Path) -> torch.Tensor:
-        """The image's features, [patches, width].
+        """The image's features, [patches, width], or [views, patches, width].
 
         Raises:
             UserError: there is no such file.
@@ -222,7 +243,7 @@ def keep_crops(processing: Processing, tables: Sequence[Dataset | None]) -> Proc
     Raises:
         UserError: the disk has no room for them.
     """
-    crops = open_crops(processing.image_processor, processing.image_aspect_ratio, processing.exif)
+    crops = open_crops(processing.image_processor, processing.image_aspect_ratio, processing.exif, processing.tiling)
     for_launch(lambda: len(make_room(crops.store, places(together(tables)), "crops")))
     return dataclasses.replace(processing, cache=crops)
 
@@ -247,9 +268,10 @@ def make_room(store: Store, keys: Iterable[str], kind: str) -> list[str]:
             f"image_cache: nothing can be kept in {store.folder}: {error.strerror}. Name another folder as "
             "HF_DATASETS_CACHE, or write image_cache: none."
         ) from None
+    at_most = "at most " if store.most else ""
     there = f", of which {amount(each * (len(keys) - len(missing)))} are there" if len(missing) < len(keys) else ""
     console.note(
-        f"image_cache: {kind} of {len(keys):,} images take {amount(each * len(keys))} in {store.folder}{there}; "
+        f"image_cache: {kind} of {len(keys):,} images take {at_most}{amount(each * len(keys))} in {store.folder}{there}; "
         f"{amount(free)} are free there."
     )
     if each * len(missing) > free:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,13 +11,19 @@ import torch
 from .processing import Processing
 from .tokens import IGNORE, IMAGE
 
+IMAGE_KINDS = ("pixel_values", "image_features", "image_sizes")
 
-def spread(ids: Sequence[int], labels: Sequence[int], count: int, token: int) -> tuple[list[int], list[int]]:
-    """Each -200 becomes `count` times `token`, unlabelled."""
+
+def spread(
+    ids: Sequence[int], labels: Sequence[int], count: int | Sequence[int], token: int
+) -> tuple[list[int], list[int]]:
+    """Each -200 becomes `count` times `token` (of each image its own, or all alike), unlabelled."""
     out_ids, out_labels = [], []
+    counts = itertools.repeat(count) if isinstance(count, int) else iter(count)
     for i, label in zip(ids, labels, strict=True):
-        out_ids += [token] * count if i == IMAGE else [i]
-        out_labels += [IGNORE] * count if i == IMAGE else [label]
+        positions = next(counts) if i == IMAGE else 1
+        out_ids += [token if i == IMAGE else i] * positions
+        out_labels += [IGNORE if i == IMAGE else label] * positions
     return out_ids, out_labels
 
 
@@ -24,7 +31,7 @@ def collate(
     rows: Sequence[dict[str, Any]], processing: Processing, side: str = "right", multiple: int = 1
 ) -> dict[str, torch.Tensor]:
     """One batch: `input_ids`, `attention_mask`, `labels` [rows, longest]; `pixel_values` [images, 3, edge, edge] or
-    `image_features` [images, patches, width] if any.
+    `image_features` [images, patches, width] if any, and of tiled ones `image_sizes` [images, 2].
 
     Args:
         rows: features of `Processing.sample` or `Processing.prompt`.
@@ -35,7 +42,7 @@ def collate(
         spread(
             r["input_ids"],
             r.get("labels") or [IGNORE] * len(r["input_ids"]),
-            processing.image_tokens,
+            processing.counts(r),
             processing.image_token_id,
         )
         for r in rows
@@ -48,7 +55,7 @@ def collate(
         where = slice(0, len(row)) if side == "right" else slice(longest - len(row), longest)
         ids[i, where], mask[i, where], labels[i, where] = torch.tensor(row), 1, torch.tensor(row_labels)
     batch = {"input_ids": ids, "attention_mask": mask, "labels": labels}
-    for name in ("pixel_values", "image_features"):
+    for name in IMAGE_KINDS:
         images = [r[name] for r in rows if r.get(name) is not None]
         if images:
             batch[name] = torch.cat([torch.as_tensor(i) for i in images])

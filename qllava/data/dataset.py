@@ -167,13 +167,19 @@ def features(batch: dict[str, list], processing: Processing, max_length: int) ->
         sample, root = from_columns({k: v[i] for k, v in batch.items()})
         key = (str(root), sample.images) if sample.images else None
         try:
-            tokens = processing.tokens(sample, max_length)
+            tokens = processing.tokens(sample, max_length, root)
             if key is not None and key not in known:
-                known[key] = {processing.image_name: processing.images(sample.images, root)}
+                known[key] = processing.images(sample.images, root)
+            if (
+                key is not None
+                and processing.tiling is not None
+                and tuple(processing.counts(known[key])) != tokens.counts
+            ):
+                raise UserError("an image's header tells another size than the image has; save it anew")
         except UserError as error:
             raise UserError(f"{batch['where'][i]} (id {sample.id!r}): {error}") from None
         made.append({"input_ids": tokens.ids, "labels": tokens.labels, "images_key": key} | known.get(key, {}))
-    columns = ("input_ids", "labels", "images_key", processing.image_name)
+    columns = ["input_ids", "labels", "images_key", *processing.image_names]
     return {name: [row.get(name) for row in made] for name in columns}
 
 

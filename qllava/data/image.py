@@ -28,6 +28,7 @@ TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
     5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90,
 }  # fmt: skip  # what sets a picture upright, by EXIF's orientation
+SIDEWAYS = (5, 6, 7, 8)  # of these, what swaps width and height
 DEEP = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")  # Pillow's modes of more than 8 bits a channel
 BROKEN = (
     OSError, SyntaxError, ValueError, EOFError, RuntimeError, MemoryError, struct.error, Image.DecompressionBombError,
@@ -98,6 +99,17 @@ def look_at(ref: Ref, root: Path, aspect: str = "pad", decode: bool = True) -> t
             image.load()
     check_size(*size, aspect)
     return form, size
+
+
+def size_of(file: Path | bytes, exif: bool = True) -> tuple[int, int]:
+    """Width and height of what `open_image` gives, from the file's header alone.
+
+    Raises:
+        UserError: there is no such image.
+    """
+    with _opened(file) as image:
+        width, height = image.size
+        return (height, width) if exif and _orientation(image) in SIDEWAYS else (width, height)
 
 
 def _orientation(image: Image.Image) -> int:

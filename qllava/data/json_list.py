@@ -27,7 +27,7 @@ def items(path: Path, window: int = WINDOW) -> Iterator[Any]:
         UserError: it is empty, is not UTF-8, is no JSON or is no list. What stands before the place has been given by then.
     """
     with path.open("rb") as file:
-        reader = _Window(file, path, window)
+        reader = Window(file, path, window)
         first = reader.peek()
         if not first:
             raise UserError(f"{path} is empty.")
@@ -54,7 +54,7 @@ def items(path: Path, window: int = WINDOW) -> Iterator[Any]:
             raise reader.broken(f"more follows after the list's end at character {ended}")
 
 
-class _Window:
+class Window:
     """A stretch of the file's text, and a place in it."""
 
     def __init__(self, file: BinaryIO, path: Path, size: int) -> None:
@@ -65,12 +65,18 @@ class _Window:
             0,
             0,
         )  # characters and line feeds before the text; the line's begin
+        self.began = 0  # where in the text the last value stands
         self._read, self._decoder, self._json = 0, codecs.getincrementaldecoder("utf-8")(), json.JSONDecoder()
 
     @property
     def place(self) -> int:
         """Characters of the file before `at`."""
         return self.before + self.at
+
+    @property
+    def line(self) -> int:
+        """The line on which the last value begins; only until anything more is read."""
+        return self.lines + self.text.count("\n", 0, self.began) + 1
 
     def peek(self) -> str:
         """The next character that is no space, with `at` on it; nothing at the file's end."""
@@ -90,7 +96,7 @@ class _Window:
                     raise self.broken(error) from None
             else:
                 if self.ended or end < len(self.text) - EDGE:
-                    self.at = end
+                    self.began, self.at = self.at, end
                     return value
             self.more()
 

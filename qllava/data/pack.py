@@ -19,11 +19,10 @@ from typing import Any
 
 import torch
 
-from .collate import spread
+from .collate import IMAGE_KINDS, spread
 from .processing import Processing
 from .tokens import IGNORE
 
-IMAGE_KINDS = ("pixel_values", "image_features")
 Group = tuple[int, ...]  # start, end of what is shared, end of each branch; (start, end) is a sample alone
 
 
@@ -54,7 +53,7 @@ def pack(
     images: dict[str, list[torch.Tensor]] = {kind: [] for kind in IMAGE_KINDS}
     for members in _families(rows, shared):
         whole = [
-            spread(r["input_ids"], [IGNORE, *r["labels"][1:]], processing.image_tokens, processing.image_token_id)
+            spread(r["input_ids"], [IGNORE, *r["labels"][1:]], processing.counts(r), processing.image_token_id)
             for r in members
         ]
         cut = _alike(whole) if len(whole) > 1 else 0

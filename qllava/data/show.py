@@ -48,12 +48,12 @@ def spans(tokens: Tokens, processing: Processing) -> Iterator[Span]:
     def kind(pair: tuple[int, int]) -> str:
         return "image" if pair[0] == IMAGE else "context" if pair[1] == IGNORE else "supervised"
 
-    tokenizer = processing.encoder.tokenizer
+    tokenizer, counts = processing.encoder.tokenizer, iter(tokens.counts)
     for name, run in groupby(zip(tokens.ids, tokens.labels, strict=True), kind):
         ids = tuple(i for i, _ in run)
         if name == "image":
             for _ in ids:
-                yield Span(name, f"<image: {processing.image_tokens} tokens>", (IMAGE,))
+                yield Span(name, f"<image: {next(counts)} tokens>", (IMAGE,))
             continue
         yield Span(name, "".join(written(tokenizer, ids)), ids)
 
@@ -80,9 +80,8 @@ def text(sample: Sample, tokens: Tokens, processing: Processing, with_ids: bool 
 
     styles = {"supervised": "bold green", "context": "", "image": "bold blue"}
     out = Text(console.safe(sample.id), style="bold")
-    length = sum(processing.image_tokens if i == IMAGE else 1 for i in tokens.ids)
     cut = ", truncated" if tokens.truncated else ""
-    out.append(f"  {length} tokens, {tokens.supervised} supervised{cut}\n", style="dim")
+    out.append(f"  {tokens.length} tokens, {tokens.supervised} supervised{cut}\n", style="dim")
     for span in spans(tokens, processing):
         out.append(console.safe(span.text), style=styles[span.kind])
     if with_ids:

@@ -130,6 +130,33 @@ def _chatml(template: Template, turns: Sequence[Turn]) -> Iterator[Piece]:
         yield Text("assistant\n", start="special")
 
 
+def _llama_3(template: Template, turns: Sequence[Turn]) -> Iterator[Piece]:
+    """`<|begin_of_text|><|start_header_id|>user<|end_header_id|>\\n\\nq<|eot_id|><|start_header_id|>assistant<|end_header_id|>\\n\\na<|eot_id|>`"""
+
+    def head(role: str) -> Iterator[Piece]:
+        yield Special("<|start_header_id|>")
+        yield Text(role, start="special")
+        yield Special("<|end_header_id|>")
+
+    yield Begin()
+    if template.system:
+        yield from head("system")
+        yield Text(f"\n\n{template.system}", start="special")
+        yield Special("<|eot_id|>")
+    for turn in turns:
+        yield from head(turn.role)
+        if turn.role == "user":
+            yield from user(turn, "\n\n", "", "special")
+            yield Special("<|eot_id|>")
+            continue
+        yield Text("\n\n", start="special")
+        yield Text(turn.text, supervised=True)
+        yield Special("<|eot_id|>", supervised=True)
+    if turns[-1].role == "user":
+        yield from head("assistant")
+        yield Text("\n\n", start="special")
+
+
 def _v0(template: Template, turns: Sequence[Turn]) -> Iterator[Piece]:
     """`SYSTEM\\n\\n### Human: q\\n### Assistant: a\\n### Human: …`, as train.py writes it.
 
@@ -165,6 +192,7 @@ TEMPLATES = {
         Template("vicuna_v1", _two, VICUNA_SYSTEM),
         Template("llava_llama_2", _llama_2, LLAVA_SYSTEM),
         Template("llama_2", _llama_2, LLAMA_2_SYSTEM),
+        Template("llama_3", _llama_3, LLAVA_SYSTEM),
         Template("mistral_instruct", _llama_2),
         Template("chatml_direct", _chatml, CHATML_SYSTEM),
         Template("mpt", _chatml, MPT_SYSTEM),
@@ -174,25 +202,34 @@ TEMPLATES = {
 OWN = "chat_template"  # the tokenizer's own chat template: see chat_template.py
 NAMES = (*TEMPLATES, OWN)
 
-# The LLMs of the paper's ablation (its figure 3), by their hub ids, and the template that each was trained with.
+# The LLMs of the paper's ablation (its figure 3), by their hub ids, and the template that each was trained with; and Llama 3.
 VICUNAS = [f"lmsys/vicuna-{size}-{v}" for size in ("7b", "13b") for v in ("v1.1", "v1.3", "v1.5")]
 TEMPLATE_OF = dict.fromkeys(VICUNAS, "vicuna_v1") | {
     f"meta-llama/Llama-2-{size}-chat-hf": "llava_llama_2" for size in ("7b", "13b")
 }
+LLAMA_3 = [
+    f"meta-llama/{name}-Instruct" for name in ("Meta-Llama-3-8B", "Llama-3.1-8B", "Llama-3.2-1B", "Llama-3.2-3B")
+]
+TEMPLATE_OF |= dict.fromkeys(LLAMA_3, "llama_3")
 
 
-def template_for(llm: str) -> str:
+def template_for(llm: str, own: bool = False) -> str:
     """The template's name that belongs to an LLM, by its hub id: what `template: auto` means.
 
+    Args:
+        own: its tokenizer has a chat template, which is taken for any other LLM.
+
     Raises:
-        UserError: the LLM is none of the paper's.
+        UserError: the LLM is none of those known, and has none of its own.
     """
-    if llm not in TEMPLATE_OF:
-        raise UserError(
-            f"template: auto knows the LLMs of the paper's ablation only, and {llm} is none of them.{nearest(llm, TEMPLATE_OF)} "
-            f"Name one of {', '.join(NAMES)}."
-        )
-    return TEMPLATE_OF[llm]
+    if llm in TEMPLATE_OF:
+        return TEMPLATE_OF[llm]
+    if own:
+        return OWN
+    raise UserError(
+        f"template: auto knows the LLMs of the paper's ablation, Llama 3, and any that has a chat template, and {llm} is none of "
+        f"them.{nearest(llm, TEMPLATE_OF)} Name one of {', '.join(NAMES)}."
+    )
 
 
 def get_template(name: str) -> Template:

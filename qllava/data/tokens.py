@@ -11,7 +11,7 @@ spaces otherwise (`"  two"` becomes `▁▁ two` instead of the original's `▁ 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,10 +29,16 @@ class Tokens:
     ids: list[int]  # -200 stands for one image
     labels: list[int]  # same length; -100 where nothing is learned
     truncated: bool = False
+    counts: tuple[int, ...] = ()  # of each image: the positions that it takes
 
     @property
     def supervised(self) -> int:
         return sum(label != IGNORE for label in self.labels)
+
+    @property
+    def length(self) -> int:
+        """Positions, with every image's."""
+        return len(self.ids) - len(self.counts) + sum(self.counts)
 
 
 class Encoder:
@@ -149,31 +155,38 @@ def encode_prompt(turns: Sequence[Turn], template: Template, encoder: Encoder) -
 
 
 def encode_sample(
-    sample: Sample, template: Template, encoder: Encoder, image_tokens: int, max_length: int | None = None
+    sample: Sample,
+    template: Template,
+    encoder: Encoder,
+    image_tokens: int | Sequence[int],
+    max_length: int | None = None,
 ) -> Tokens:
-    """Ids and labels of a whole sample, cut at the end to `max_length` positions, where an image counts `image_tokens`.
+    """Ids and labels of a whole sample, cut at the end to `max_length` positions, where an image counts `image_tokens` (all
+    alike, or one number for each).
 
     Raises:
         UserError: the sample has no supervised token, or loses its last one, or an image, to the cut.
     """
     tokens = encode_pieces(template.pieces(sample.turns), encoder)
+    images = tokens.ids.count(IMAGE)
+    counts = (image_tokens,) * images if isinstance(image_tokens, int) else tuple(image_tokens)
+    tokens = replace(tokens, counts=counts)
     if tokens.supervised == 0:
         raise UserError(f"Sample {sample.id!r} has no answer to learn from (no supervised token).")
     if max_length is None:
         return tokens
-    room, keep = max_length, 0
+    room, keep, left = max_length, 0, iter(counts)
     for token in tokens.ids:
-        room -= image_tokens if token == IMAGE else 1
+        room -= next(left) if token == IMAGE else 1
         if room < 0:
             break
         keep += 1
     if keep == len(tokens.ids):
         return tokens
-    cut = Tokens(tokens.ids[:keep], tokens.labels[:keep], truncated=True)
+    cut = Tokens(tokens.ids[:keep], tokens.labels[:keep], truncated=True, counts=counts)
     if IMAGE in tokens.ids[keep:]:
-        raise UserError(
-            f"Sample {sample.id!r}: max_length {max_length} would cut an image away ({image_tokens} positions each)."
-        )
+        each = f"{counts[0]} positions each" if len(set(counts)) == 1 else f"{', '.join(map(str, counts))} positions"
+        raise UserError(f"Sample {sample.id!r}: max_length {max_length} would cut an image away ({each}).")
     if cut.supervised == 0:
         raise UserError(f"Sample {sample.id!r}: max_length {max_length} leaves nothing of its answer.")
     return cut

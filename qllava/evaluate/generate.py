@@ -15,10 +15,9 @@ import torch
 from .. import console
 from ..artifact.load import Loaded
 from ..data.collate import collate
-from ..data.tokens import IMAGE
 from ..errors import RunError
 from ..model.device import ran_out
-from .question import Question, features_of, ids_of
+from .question import Question, features_of, length_of
 
 
 @torch.inference_mode()
@@ -80,7 +79,7 @@ def answers(
 def batches(loaded: Loaded, questions: Sequence[Question], numbers: Sequence[int], size: int) -> list[list[int]]:
     """The questions of these numbers in batches of like length, the longest first, so that what does not fit fails at once."""
     processing = loaded.processing
-    lengths = {i: prompt_length(ids_of(questions[i], processing), processing.image_tokens) for i in numbers}
+    lengths = {i: length_of(questions[i], processing) for i in numbers}
     order = sorted(numbers, key=lambda i: -lengths[i])
     context = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
     if context is not None and order and lengths[order[0]] > context:
@@ -90,8 +89,3 @@ def batches(loaded: Loaded, questions: Sequence[Question], numbers: Sequence[int
             f"{questions[order[0]].id!r} ({lengths[order[0]]:,}); their answers are worth little."
         )
     return [order[i : i + size] for i in range(0, len(order), size)]
-
-
-def prompt_length(ids: Sequence[int], image_tokens: int) -> int:
-    """Positions that a prompt takes once its images are spread."""
-    return sum(image_tokens if i == IMAGE else 1 for i in ids)

@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import Image
 
-from ..data.image import open_image
+from ..data.image import open_image, size_of
 from ..data.processing import Processing
 from ..data.sample import PLACEHOLDER, Turn
 from ..data.template import Begin, End, Special, Text
@@ -43,14 +43,22 @@ def ids_of(question: Question, processing: Processing) -> list[int]:
     return encode_prompt(question.turns, processing.template, processing.encoder)
 
 
+def length_of(question: Question, processing: Processing) -> int:
+    """Positions that a prompt takes once its images are spread."""
+    counts = [processing.image_tokens] * len(question.images)
+    if processing.tiling is not None:
+        counts = processing.tiling.tokens([size_of(file, processing.exif) for file in question.images])
+    return len(ids_of(question, processing)) - len(counts) + sum(counts)
+
+
 def features_of(question: Question, processing: Processing) -> dict[str, Any]:
-    """What `generate` takes for a question: `input_ids`, and `pixel_values` [images, 3, edge, edge] or None.
+    """What `generate` takes for a question: `input_ids`, and with images what `Processing.pictures` makes of them.
 
     Raises:
         UserError: an image is missing or damaged.
     """
     images: Sequence[Image.Image] = [_open(file, processing.exif) for file in question.images]
-    return {"input_ids": ids_of(question, processing), "pixel_values": processing.pixels(images)}
+    return {"input_ids": ids_of(question, processing), **processing.pictures(images)}
 
 
 def sent(question: Question, processing: Processing) -> str:

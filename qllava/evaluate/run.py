@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from .. import console
 from ..artifact.load import Loaded, find_artifact, load
 from ..artifact.manifest import FILE as MANIFEST
 from ..artifact.manifest import digest
@@ -37,7 +38,7 @@ def run_benchmarks(
     """A model's answers to the benchmarks' questions, greedy, scored where the score is made here.
 
     Args:
-        names: of benchmarks, or `all`.
+        names: of benchmarks, or `all`, or `present`: those whose data is under `root`; it says what keeps it from the others.
         root: folder of the evaluation data, in the layout of LLaVA's `playground/data/eval` or with hub data sets in it.
         out: folder for the results, one folder a benchmark in it; by default `runs/eval/` and the source's name.
         limit: ask only the first so many questions of each, to try it: nothing is scored or written for a server then.
@@ -54,7 +55,7 @@ def run_benchmarks(
         raise UserError("limit and batch_size are numbers above 0.")
     chosen = named(names)
     root, folder = Path(root), place_of(source, out)
-    asked = _questions(chosen, root, limit)  # all data is read before the model is
+    asked = _questions(chosen, root, limit, "present" in names)  # all data is read before the model is
     loaded = as_original(load(source, base, dtype))
     settings = {
         "model": str(source),
@@ -65,7 +66,7 @@ def run_benchmarks(
     }
     results, failures = {}, []
     with together() as (rank, world):
-        for b in chosen:
+        for b in (b for b in chosen if b.name in asked):
             place = folder / (b.name if limit is None else f"{b.name}-first-{limit}")
             done = answer(
                 loaded, asked[b.name], place, settings | {"benchmark": b.name}, b.max_new_tokens, batch_size, b.title
@@ -92,18 +93,21 @@ def place_of(source: str | Path, out: str | Path | None) -> Path:
     return Path(out) if out else Path("runs/eval") / source_name(source)
 
 
-def _questions(chosen: Sequence[Benchmark], root: Path, limit: int | None) -> dict[str, list[Question]]:
-    """Of each benchmark, by name; what is missing is an error that names all of it."""
+def _questions(chosen: Sequence[Benchmark], root: Path, limit: int | None, present: bool) -> dict[str, list[Question]]:
+    """Of each benchmark, by name; what is missing is an error that names all of it, or with `present` a note."""
     asked, missing = {}, []
     for b in chosen:
         try:
-            asked[b.name] = questions_of(b, root)[:limit]
+            found = questions_of(b, root)[:limit]
             if b.needs is not None and limit is None:
                 b.needs(root)
+            asked[b.name] = found
         except UserError as error:
             missing.append(f"{b.title}: {error}" if len(chosen) > 1 else str(error))
-    if missing:
+    if missing and not (present and asked):
         raise UserError("\n".join(missing))
+    for reason in missing:
+        console.note(f"Left out: {reason}")
     return asked
 
 

@@ -1,31 +1,19 @@
-"""A scoreboard as Markdown, JSON and a page in one file. Names come from files, so all text is escaped."""
+"""A scoreboard as Markdown, JSON and a page in one file."""
 
 from __future__ import annotations
 
-import base64
-import html
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..console import safe
 from ..errors import UserError
+from . import page
+from .page import replace
 from .scoreboard_chart import chart
 
 Board = dict[str, Any]
 Table = tuple[list[str], list[list[str]]]
-
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 78em; padding: 0 1em; color: #1a1a1a; }
-h1, h2 { font-weight: 600; } h2 { margin-top: 2em; font-size: 1.2em; }
-.wide { overflow-x: auto; font-size: 13px; } table { border-collapse: collapse; }
-th, td { padding: .3em .7em; border-bottom: 1px solid #ddd;
-text-align: left; vertical-align: top; } th { border-bottom: 2px solid #888; } img { max-width: 100%; }
-tr.ours td { background: #eef4fb; font-weight: 600; } tr.expected td { background: #f3f3f3; }
-@media (prefers-color-scheme: dark) { body { background: #16181c; color: #e6e6e6; } th, td { border-color: #444; }
-tr.ours td { background: #1d2c3d; } tr.expected td { background: #26282d; } img { background: #fff; } }
-"""
 
 
 def write(board: Board, out: Path) -> None:
@@ -43,16 +31,6 @@ def write(board: Board, out: Path) -> None:
         replace(out / "scoreboard.html", as_html(board, png).encode())
     except OSError as error:
         raise UserError(f"Cannot write the scoreboard to {out}: {error}.") from None
-
-
-def replace(file: Path, content: bytes) -> None:
-    """The file, whole or as it was."""
-    new = file.with_name(file.name + ".new")
-    try:
-        new.write_bytes(content)
-        new.replace(file)
-    finally:
-        new.unlink(missing_ok=True)
 
 
 def number(value: float | None) -> str:
@@ -156,50 +134,10 @@ def _parts(board: Board) -> Iterator[tuple[str, Any]]:
 
 
 def markdown(board: Board) -> str:
-    def escape(text: str) -> str:
-        text = " ".join(safe(text).split())
-        for sign in "\\`*_[]|<>":
-            text = text.replace(sign, {"<": "&lt;", ">": "&gt;"}.get(sign, "\\" + sign))
-        return text
-
-    lines: list[str] = []
-    for kind, held in _parts(board):
-        if kind in ("h1", "h2"):
-            lines += [("# " if kind == "h1" else "## ") + escape(held), ""]
-        elif kind == "p":
-            lines += [escape(held), ""]
-        elif kind == "chart":
-            lines += [f"![{held}](chart.png)", ""]
-        elif kind == "list":
-            lines += [*(f"- {escape(item)}" for item in held), ""]
-        else:
-            head, rows = held[0] if kind == "scores" else held
-            grid = [head, ["---"] * len(head), *rows]
-            lines += ["| " + " | ".join(map(escape, row)) + " |" for row in grid] + [""]
-    return "\n".join(lines)
+    """The scoreboard as Markdown."""
+    return page.markdown(_parts(board))
 
 
 def as_html(board: Board, png: bytes) -> str:
-    escape: Callable[[str], str] = lambda text: html.escape(safe(text), quote=True)  # noqa: E731
-    picture = base64.b64encode(png).decode()
-    body: list[str] = []
-    for kind, held in _parts(board):
-        if kind in ("h1", "h2", "p"):
-            body.append(f"<{kind}>{escape(held)}</{kind}>")
-        elif kind == "chart":
-            body.append(f'<p><img alt="{escape(held)}" src="data:image/png;base64,{picture}"></p>')
-        elif kind == "list":
-            body.append("<ul>" + "".join(f"<li>{escape(item)}</li>" for item in held) + "</ul>")
-        else:
-            (head, rows), kinds = held if kind == "scores" else (held, [""] * len(held[1]))
-            cells = "".join(f"<th>{escape(c)}</th>" for c in head)
-            trs = (
-                f'<tr class="{k}">' + "".join(f"<td>{escape(c)}</td>" for c in row) + "</tr>"
-                for row, k in zip(rows, kinds, strict=True)
-            )
-            body.append(f'<div class="wide"><table><tr>{cells}</tr>' + "\n".join(trs) + "</table></div>")
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>Scoreboard</title>\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<style>{STYLE}</style></head><body>\n" + "\n".join(body) + "\n</body></html>\n"
-    )
+    """The scoreboard as one page."""
+    return page.as_html(_parts(board), png, "Scoreboard")

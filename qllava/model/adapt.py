@@ -16,8 +16,9 @@ from ..errors import RunError
 from ..recipe.rules import has_lora
 from ..recipe.schema import Recipe
 from .lora import COMPANION, add_lora, lora_layers
-from .projector import llava_of, projector_of
+from .projector import llava_of, projector_of, row_ends
 from .quantize import quantized_linears
+from .tiles import ROW_END
 from .tower import tower_parameters
 
 PROJECTOR, TOWER = "projector", "vision tower"
@@ -45,6 +46,8 @@ def make_trainable(model: nn.Module, recipe: Recipe, like: Any = None) -> nn.Mod
             if name.removeprefix("base_model.model.") in train_anyway:
                 parameter.requires_grad_(True)
     projector_of(model).requires_grad_(True)
+    for token in row_ends(model).values():
+        token.requires_grad_(True)
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
@@ -68,7 +71,12 @@ def part_of(name: str) -> str:
         return FROZEN_LORA
     if "lora_" in name:
         return TOWER_LORA if "vision_tower" in name else LORA
-    for mark, part in (("vision_tower", TOWER), ("multi_modal_projector", PROJECTOR), ("lm_head", "lm_head")):
+    for mark, part in (
+        ("vision_tower", TOWER),
+        ("multi_modal_projector", PROJECTOR),
+        (ROW_END, PROJECTOR),
+        ("lm_head", "lm_head"),
+    ):
         if mark in name:
             return part
     return "embeddings" if "embed_tokens" in name else "LLM"

@@ -7,24 +7,27 @@ built from parts. No key of one layout can be taken for one of another, so a key
 
 from __future__ import annotations
 
+from ..recipe.projector import DEEPEST
+
 PAIRS = (  # (published prefix, runtime prefix)
     ("language_model.model.", "model.language_model."),
     ("language_model.lm_head.", "lm_head."),
     ("vision_tower.vision_model.", "model.vision_tower."),
     ("multi_modal_projector.", "model.multi_modal_projector."),
+    ("image_newline", "model.image_newline"),
 )
 ORIGINAL = (  # (the original's prefix, runtime prefix)
     ("model.layers.", "model.language_model.layers."),
     ("model.embed_tokens.", "model.language_model.embed_tokens."),
     ("model.norm.", "model.language_model.norm."),
-    ("model.mm_projector.0.", "model.multi_modal_projector.linear_1."),
-    ("model.mm_projector.2.", "model.multi_modal_projector.linear_2."),
+    *((f"model.mm_projector.{2 * n - 2}.", f"model.multi_modal_projector.linear_{n}.") for n in range(1, DEEPEST + 1)),
     ("model.vision_tower.vision_tower.vision_model.", "model.vision_tower."),
 )
 VARIANTS = (  # what some versions of transformers wrote beside these
     ("model.vision_tower.vision_model.", "model.vision_tower."),
     ("vision_tower.", "model.vision_tower."),
 )
+LINEAR = ("model.mm_projector.", "model.multi_modal_projector.linear_1.")  # the original's bare one has no number
 PEFT = "base_model.model."  # before every key of an adapter
 
 
@@ -35,11 +38,17 @@ def to_published(key: str) -> str:
 
 def to_runtime(key: str) -> str:
     """A key of any layout as it is in memory."""
-    return next((r + key[len(p) :] for p, r in (*PAIRS, *ORIGINAL, *VARIANTS) if key.startswith(p)), key)
+    return next((r + key[len(p) :] for p, r in (*PAIRS, *ORIGINAL, *VARIANTS, LINEAR) if key.startswith(p)), key)
 
 
-def to_original(key: str) -> str:
-    """A runtime key as LLaVA's own code has it."""
+def to_original(key: str, linear: bool = False) -> str:
+    """A runtime key as LLaVA's own code has it.
+
+    Args:
+        linear: the projector is a bare linear.
+    """
+    if linear and key.startswith(LINEAR[1]):
+        return LINEAR[0] + key[len(LINEAR[1]) :]
     return next((o + key[len(r) :] for o, r in ORIGINAL if key.startswith(r)), key)
 
 

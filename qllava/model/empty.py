@@ -1,6 +1,6 @@
 """A model without weights beside one with them: the same modules, shapes, dtypes and buffers, for a process that gets its part sent.
 
-In: the outline of the model that one process has made. Out: the same model on `meta`; no weight file is opened.
+In: the outline of the model that one process has made. Out: the same model, empty; no weight file is opened.
 """
 
 from __future__ import annotations
@@ -43,7 +43,9 @@ def _parameters(model: torch.nn.Module) -> dict[str, tuple[torch.Size, torch.dty
 
 
 def empty_like(told: Outline, recipe: Recipe, dtype: torch.dtype) -> torch.nn.Module:
-    """The model of that outline, with parameters on `meta`.
+    """The model of that outline, whose parameters take no memory: each is one number, repeated.
+
+    (On `meta` they could not be told apart: accelerate does that by their addresses, and DeepSpeed copies them.)
 
     Raises:
         UserError: the base has no configuration here.
@@ -66,14 +68,11 @@ def empty_like(told: Outline, recipe: Recipe, dtype: torch.dtype) -> torch.nn.Mo
     for name, buffer in told.buffers.items():
         path, _, leaf = name.rpartition(".")
         model.get_submodule(path)._buffers[leaf] = buffer
+    thin: dict[torch.nn.Parameter, torch.nn.Parameter] = {}  # those that are tied stay so
+    for module in model.modules():
+        for leaf, parameter in module._parameters.items():
+            if parameter is not None:
+                number = torch.zeros((), dtype=parameter.dtype)
+                one = torch.nn.Parameter(number.expand(parameter.shape), parameter.requires_grad)
+                module._parameters[leaf] = thin.setdefault(parameter, one)
     return model
-
-
-def stand_in(parameter: torch.Tensor) -> torch.Tensor:
-    """A tensor of one number for an optimizer to hold in place of an empty parameter until that has its part.
-
-    accelerate tells the parameters apart by `data_ptr`, which is 0 for all on `meta`; here the two share one.
-    """
-    tiny = torch.empty(1, dtype=parameter.dtype)
-    parameter.data_ptr = tiny.data_ptr
-    return tiny

@@ -26,6 +26,7 @@ from ..errors import RunError, UserError, plain
 from .features import layers_read, tower_features
 from .projector import llava_of
 from .tower import tower_tensors
+from .towers import features_of
 
 AT_ONCE = 16  # images
 SHAPING = ("hidden_act", "num_attention_heads", "layer_norm_eps", "image_size", "patch_size")  # and no weight shows it
@@ -49,13 +50,13 @@ def open_features(model: nn.Module, processing: Processing, dtype: torch.dtype, 
     config = llava_of(model).config
     tower, layers, strategy = config.vision_config, layers_read(config), config.vision_feature_select_strategy
     made_by = [
-        preprocessing_key(processing.image_processor, processing.image_aspect_ratio, processing.exif),
+        preprocessing_key(processing.image_processor, processing.image_aspect_ratio, processing.exif, processing.tiling),
         tower_digest(model), [getattr(tower, name, None) for name in SHAPING], layers, strategy, str(dtype), device.type,
     ]  # fmt: skip
-    patches = (tower.image_size // tower.patch_size) ** 2 + (strategy != "default")
-    return Features(
-        Store(root_folder() / "features" / digest_of(made_by), (patches, tower.hidden_size * len(layers)), dtype)
-    )
+    patches = features_of(tower, strategy)
+    most = 0 if processing.tiling is None else processing.tiling.max_tiles + 1
+    shape = (patches, tower.hidden_size * len(layers))
+    return Features(Store(root_folder() / "features" / digest_of(made_by), shape, dtype, most))
 
 
 def keep_features(
@@ -112,7 +113,7 @@ class _Pictures(torch.utils.data.Dataset):
         row: dict[str, Any] = self.rows[number]
         sample, root = from_columns(row)
         try:
-            return key, self.processing.images([sample.images[which]], Path(root))[0]
+            return key, self.processing.images([sample.images[which]], Path(root))["pixel_values"]
         except UserError as error:
             raise UserError(f"{row['where']} (id {sample.id!r}): {error}") from None
 
@@ -123,15 +124,19 @@ def _make(llava: nn.Module, pictures: _Pictures, store: Store, device: torch.dev
     tower, dtype = llava.model.vision_tower, store.dtype
     training = tower.training
     tower.eval()
-    own = torch.Generator()  # so that nothing is drawn from the run's random stream
-    loader = torch.utils.data.DataLoader(pictures, batch_size=AT_ONCE, num_workers=workers, generator=own)
+    none = torch.Generator()  # so that nothing is drawn from the run's random stream
+    loader = torch.utils.data.DataLoader(
+        pictures, batch_size=AT_ONCE, num_workers=workers, generator=none, collate_fn=list
+    )
     autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
     try:
         with console.progress("Images through the vision tower", total=len(pictures)) as advance, autocast:
-            for keys, pixels in loader:
+            for pictures_ in loader:
+                pixels = torch.cat([views for _, views in pictures_])
                 made = tower_features(llava, pixels.to(device)).to(dtype).cpu()
-                for key, one in zip(keys, made, strict=True):
-                    store.write(key, one)
-                advance(len(keys))
+                for key, views in pictures_:
+                    own, made = made[: len(views)], made[len(views) :]
+                    store.write(key, own if store.most else own[0])
+                advance(len(pictures_))
     finally:
         tower.train(training)

@@ -1,6 +1,6 @@
 """What the projector reads of an image: the vision tower's hidden state at `vision_feature_layer`.
 
-In: a LLaVA and pixels, or what the tower made of them before. Out: features [images, patches, width]. Of a CLIP tower only the
+In: a LLaVA and pixels, or what the tower made of them before. Out: features [images, patches, width]. Only the
 layers up to the one that is read run, with the bits of the whole tower; and a frozen one runs without a graph.
 """
 
@@ -11,8 +11,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import CLIPVisionModel
+from transformers import CLIPVisionModel, SiglipVisionModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from .tiles import pack_views, tiling_of
 
 
 def layers_read(config: Any) -> list[int]:
@@ -31,8 +33,9 @@ def tower_features(llava: nn.Module, pixel_values: torch.Tensor) -> torch.Tensor
     """
     tower, wanted = llava.model.vision_tower, layers_read(llava.config)
     first = 1 if llava.config.vision_feature_select_strategy == "default" else 0  # without the class token
-    if isinstance(tower, CLIPVisionModel):
-        hidden = tower.pre_layrnorm(tower.embeddings(pixel_values))
+    if isinstance(tower, CLIPVisionModel | SiglipVisionModel):
+        hidden = tower.embeddings(pixel_values)
+        hidden = tower.pre_layrnorm(hidden) if isinstance(tower, CLIPVisionModel) else hidden
         states = {0: hidden}
         for number, layer in enumerate(list(tower.encoder.layers)[: max(wanted)], 1):
             hidden = layer(hidden, None)  # the second is a mask
@@ -49,7 +52,7 @@ def install_features(llava: nn.Module) -> None:
     the tower has made before; and an image that no token stands for. (`mm_encoder_outputs` would take them, too, but transformers 5.17 does not know it.)"""
 
     def get_image_features(
-        self: Any, pixel_values: torch.Tensor, *args: Any, **kwargs: Any
+        self: Any, pixel_values: torch.Tensor, image_sizes: torch.Tensor | None = None, *args: Any, **kwargs: Any
     ) -> BaseModelOutputWithPooling:
         features = pixel_values
         if pixel_values.dim() == 4:
@@ -57,9 +60,16 @@ def install_features(llava: nn.Module) -> None:
             with torch.set_grad_enabled(trains):
                 features = tower_features(llava, pixel_values)
         projected = self.multi_modal_projector(features)
-        return BaseModelOutputWithPooling(pooler_output=list(projected))
+        if tiling is None:
+            return BaseModelOutputWithPooling(pooler_output=list(projected))
+        if (
+            image_sizes is None
+        ):  # an image that nothing reads; the row-end token is beside it, so that it has its gradient
+            idle = torch.cat([projected.flatten(0, 1), self.image_newline.to(projected.dtype)[None]])
+            return BaseModelOutputWithPooling(pooler_output=[idle])
+        return BaseModelOutputWithPooling(pooler_output=pack_views(projected, image_sizes, self.image_newline, tiling))
 
-    plain = llava.model.get_placeholder_mask
+    plain, tiling = llava.model.get_placeholder_mask, tiling_of(llava.config)
 
     def get_placeholder_mask(self: Any, input_ids: Any, inputs_embeds: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         if input_ids is not None and not (input_ids == self.config.image_token_id).any():  # an image that nothing reads

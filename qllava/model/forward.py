@@ -18,6 +18,7 @@ from ..data.pack import Layout
 from ..data.tokens import IGNORE
 from .attention import mask_for
 from .features import install_features
+from .projectors import features_shape
 
 LOGITS_AT_ONCE = 1 << 22  # 16 MB in float32
 
@@ -102,7 +103,7 @@ def _idle_image(llava: torch.nn.Module, sharded: bool) -> torch.Tensor:
 
     It goes the way that images go, so that all processes run the same layers in the same order, and gradients come in one order:
     ZeRO adds up those of several processes as they come, and gathers weights by a trace of the layers. A black picture where
-    the tower trains or is `sharded`, else a single patch [1, 1, width] as the projector reads it.
+    the tower trains or is `sharded`, else a single patch as the projector reads it (a resampler: all of an image).
     """
     tower, projector, size = (
         llava.model.vision_tower,
@@ -112,4 +113,4 @@ def _idle_image(llava: torch.nn.Module, sharded: bool) -> torch.Tensor:
     if sharded or any(p.requires_grad for p in tower.parameters()):
         like = next(tower.parameters())
         return like.new_zeros(1, 3, size, size)
-    return next(projector.parameters()).new_zeros(1, 1, projector.linear_1.in_features)
+    return next(projector.parameters()).new_zeros(1, *features_shape(projector))

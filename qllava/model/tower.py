@@ -25,7 +25,9 @@ PREFIX = "model.vision_tower."
 def tower_parameters(llava: nn.Module) -> set[str]:
     """Names of the vision tower's parameters that the projector's input depends on: all up to the layer it reads."""
     read = max(layers_read(llava.config))
-    names = (n for n, _ in llava.named_parameters() if n.startswith(PREFIX) and "post_layernorm" not in n)
+    names = (
+        n for n, _ in llava.named_parameters() if n.startswith(PREFIX) and not re.search(r"post_layernorm|\.head\.", n)
+    )
     return {n for n in names if (m := re.search(r"\.layers\.(\d+)\.", n)) is None or int(m[1]) < read}
 
 

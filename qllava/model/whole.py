@@ -10,6 +10,7 @@ import copy
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import save_torch_state_dict
@@ -18,8 +19,12 @@ from transformers import AddedToken, GenerationConfig, LlavaConfig, LlavaForCond
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
 from ..data.processing import Processing
+from ..recipe.projector import MLP
 from . import dialects
-from .build import IMAGE_TOKEN, PAD_TOKEN
+from .base import IMAGE_TOKEN, PAD_TOKEN
+from .projectors import projector_type
+from .tiles import model_class
+from .towers import class_tokens
 
 CHAT_TEMPLATES = {  # single-turn and multi-turn prompts as in LLaVA's conversation.py, for transformers' own users
     "vicuna_v1": (
@@ -59,7 +64,7 @@ def save_settings(
 ) -> None:
     """Writes all of a whole LLaVA's folder but its weights: configs, processor, tokenizer."""
     config = type(config).from_dict(config.to_dict())
-    config.architectures = ["LlavaForConditionalGeneration"]
+    config.architectures = [model_class(config).__name__]
     for each in (config, config.text_config, config.vision_config):
         each.dtype = dtype
         if getattr(each, "quantization_config", None) is not None or "quantization_config" in vars(each):
@@ -68,32 +73,39 @@ def save_settings(
     generation, ends = copy.deepcopy(generation), processing.end_ids
     generation.eos_token_id = ends if len(ends) > 1 else ends[0] if ends else None
     generation.save_pretrained(folder)
-    save_processor(processing, folder, config.vision_config.patch_size)
+    save_processor(processing, folder, config)
 
 
-def save_processor(processing: Processing, folder: Path, patch_size: int) -> None:
-    """Writes the tokenizer, its `tokenizer.model` and a `LlavaProcessor` into `folder`."""
+def save_processor(processing: Processing, folder: Path, config: Any) -> None:
+    """Writes the tokenizer, its `tokenizer.model` and a `LlavaProcessor` into `folder`; with tiles, which no processor of
+    transformers cuts (nor does any count a resampler's tokens), the tower's own image processor instead."""
     clip, tokenizer = processing.image_processor, processing.encoder.tokenizer
     known = tokenizer.get_vocab()
     new = [AddedToken(t, special=True, normalized=False) for t in (IMAGE_TOKEN, PAD_TOKEN) if t not in known]
     tokenizer.add_tokens(new, special_tokens=True)
-    images = LlavaImageProcessorPil(
-        do_pad=processing.image_aspect_ratio == "pad",
-        size=clip.size,
-        crop_size=clip.crop_size,
-        image_mean=clip.image_mean,
-        image_std=clip.image_std,
-    )
     chat = CHAT_TEMPLATES.get(processing.template.name)
-    LlavaProcessor(
-        image_processor=images,
-        tokenizer=tokenizer,
-        patch_size=patch_size,
-        vision_feature_select_strategy="default",
-        image_token=IMAGE_TOKEN,
-        num_additional_image_tokens=1,
-        chat_template=chat.replace("%s", processing.template.system.replace("'", "\\'"), 1) if chat else None,
-    ).save_pretrained(folder)
+    chat = chat.replace("%s", processing.template.system.replace("'", "\\'"), 1) if chat else None
+    if processing.tiling is not None or projector_type(config) != MLP:
+        tokenizer.chat_template = chat or tokenizer.chat_template
+        tokenizer.save_pretrained(folder)
+        clip.save_pretrained(folder)
+    else:
+        images = LlavaImageProcessorPil(
+            do_pad=processing.image_aspect_ratio == "pad",
+            size=clip.size,
+            crop_size=clip.crop_size,
+            image_mean=clip.image_mean,
+            image_std=clip.image_std,
+        )
+        LlavaProcessor(
+            image_processor=images,
+            tokenizer=tokenizer,
+            patch_size=config.vision_config.patch_size,
+            vision_feature_select_strategy=config.vision_feature_select_strategy,
+            image_token=IMAGE_TOKEN,
+            num_additional_image_tokens=class_tokens(config.vision_config),
+            chat_template=chat,
+        ).save_pretrained(folder)
     if processing.encoder.model_file is not None:
         shutil.copyfile(processing.encoder.model_file, folder / "tokenizer.model")
 

@@ -63,44 +63,78 @@ def resolve_recipe(values: Mapping[str, Any], overrides: Sequence[str] = (), nam
     try:
         recipe = Recipe.model_validate(merged)
     except ValidationError as error:
-        raise UserError(_report(name, [_explain(e) for e in error.errors()])) from None
+        raise UserError(_report(name, [_explain(e) for e in error.errors() if not _other_form(e)])) from None
     wrong = [f"{field}: {message}" for field, message in broken(recipe)]
     if wrong:
         raise UserError(_report(name, wrong))
     return recipe
 
 
-def read_yaml(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+def read_yaml(
+    path: Path, seen: tuple[Path, ...] = (), kind: str = "recipe", named: Mapping[str, Path] | None = None
+) -> dict[str, Any]:
     """The file's values on top of those of the file it `extends`.
 
+    Args:
+        kind: what the file is, for messages.
+        named: files that `extends` may name by a word.
+
     Raises:
-        UserError: it is missing, is not YAML, is not a mapping, or extends itself.
+        UserError: it is missing, is not YAML, is not a mapping, names a key twice, or extends or holds itself.
     """
     try:
         path = path.resolve()
     except (OSError, ValueError) as error:
-        raise UserError(f"No recipe at {str(path)[:80]!r}: {error}.") from None
+        raise UserError(f"No {kind} at {str(path)[:80]!r}: {error}.") from None
     if path in seen:
         raise UserError(f"{path} extends itself, by way of {', '.join(p.name for p in seen)}.")
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except FileNotFoundError:
-        shipped = [s.name for s in list_shipped()]
-        near = nearest("/".join(path.parts[-2:]).removesuffix(".yaml"), shipped)
-        raise UserError(f"No recipe at {path}.{near} `qllava recipes` lists those that are shipped.") from None
+        raise UserError(f"No {kind} at {path}.{_shipped(path, named)}") from None
+    except _Doubled as error:
+        raise UserError(f"{path}, {error}") from None
     except (yaml.YAMLError, ValueError, IndexError, RecursionError, OSError) as error:
         raise UserError(f"{path} is not a YAML file: {error}") from None
     if not isinstance(values, dict):
-        raise UserError(f"{path} is not a recipe: it holds {type(values).__name__}, not fields with values.")
-    values = _anchor(values, path.parent)
+        holds = "is empty" if values is None else f"holds a {type(values).__name__}"
+        raise UserError(f"{path} is not a {kind}: it {holds}, and should hold fields with values.")
+    try:
+        values = _anchor(values, path.parent)
+    except RecursionError:
+        raise UserError(f"{path}: an alias (*) in it stands for what it is in, so that it holds itself.") from None
     parent = values.pop("extends", None)
     if parent is not None and not isinstance(parent, str):
         raise UserError(f"{path}: extends names one YAML file, not {str(parent)[:60]!r}.")
-    return values if parent is None else merge(read_yaml(path.parent / parent, (*seen, path)), values)
+    if parent is None:
+        return values
+    return merge(read_yaml((named or {}).get(parent, path.parent / parent), (*seen, path), kind, named), values)
+
+
+def _shipped(path: Path, named: Mapping[str, Path] | None) -> str:
+    """What is meant, perhaps, by a file that is not there."""
+    if named is not None:
+        return f"{nearest(path.name.removesuffix('.yaml'), named)} Shipped are {', '.join(named)}."
+    near = nearest("/".join(path.parts[-2:]).removesuffix(".yaml"), [s.name for s in list_shipped()])
+    return f"{near} `qllava recipes` lists those that are shipped."
+
+
+class _Doubled(yaml.YAMLError):
+    """A key that stands twice in a mapping: YAML itself forbids it, and the reader would take the last."""
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads `2e-5` as a string; here it is a number."""
+    """YAML 1.1 reads `2e-5` as a string; here it is a number. A key that stands twice is refused."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        known: set[tuple[str, str]] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if (key.tag, key.value) in known:
+                    raise _Doubled(f"line {key.start_mark.line + 1}: {key.value!r} stands there a second time.")
+                known.add((key.tag, key.value))
+        return node
 
 
 _Loader.add_implicit_resolver(
@@ -129,6 +163,8 @@ def parse_override(text: str) -> dict[str, Any]:
         )
     try:
         parsed: Any = yaml.load(value, Loader=_Loader)
+    except _Doubled as error:
+        raise UserError(f"'{text[:80]}': {error}") from None
     except yaml.YAMLError:
         parsed = value
     for key in reversed(path.strip().split(".")):
@@ -154,13 +190,20 @@ def _anchor(value: Any, folder: Path) -> Any:
     return value
 
 
+def _other_form(error: Mapping[str, Any]) -> bool:
+    """Of a base that is written as parts, that it is no text."""
+    return tuple(error["loc"]) == ("base", "str") and isinstance(error["input"], Mapping)
+
+
 def _report(name: str, wrong: Sequence[str]) -> str:
     return f"{name} has {len(wrong)} mistake{'s' * (len(wrong) > 1)}:\n" + "\n".join(f"  - {w}" for w in wrong)
 
 
 def _explain(error: Mapping[str, Any]) -> str:
     loc = error["loc"]
-    where = [str(p) for i, p in enumerate(loc) if not (i == 1 and loc[0] == "base" and p in ("str", "Parts"))]
+    where = [
+        str(p) for i, p in enumerate(loc) if not (i == 1 and loc[0] == "base" and (p == "str" or "Parts" in str(p)))
+    ]
     field = ".".join(where)
     match error["type"]:
         case "extra_forbidden":

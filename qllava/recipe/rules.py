@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from .schema import Eva, Lora, Quantization, Recipe
+from .schema import Eva, Lora, Parts, Quantization, Recipe
 
 
 def broken(recipe: Recipe) -> Iterator[tuple[str, str]]:
@@ -57,6 +57,11 @@ def broken(recipe: Recipe) -> Iterator[tuple[str, str]]:
     if recipe.save_steps >= 1 and recipe.save_steps != int(recipe.save_steps):
         yield "save_steps", "is a whole number of steps, or a share of all steps below 1."
     yield from _about_speed(recipe)
+    if isinstance(recipe.base, Parts) and recipe.base.max_tiles and recipe.image_aspect_ratio != "pad":
+        yield (
+            "image_aspect_ratio",
+            "base.max_tiles pads every picture. Write image_aspect_ratio: pad, or drop max_tiles.",
+        )
     if recipe.order == "original" and not recipe.group_by_modality_length:
         yield "order", "'original' is an order of grouped batches. Write group_by_modality_length: true, or drop it."
     if recipe.data and all(source.replay is not None for source in recipe.data):

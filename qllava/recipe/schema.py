@@ -11,10 +11,11 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
 from ..errors import nearest
+from .parts import Block, Parts
 
 Positive = Annotated[int, Field(gt=0)]
 Rate = Annotated[float, Field(gt=0, le=1)]
@@ -81,24 +82,9 @@ def _whole(value: Any) -> int | None:
 
 
 TemplateName = Literal[
-    "plain", "vicuna_v1", "llava_llama_2", "llama_2", "mistral_instruct", "chatml_direct", "mpt", "v0", "chat_template",
-    "auto",
+    "plain", "vicuna_v1", "llava_llama_2", "llama_2", "llama_3", "mistral_instruct", "chatml_direct", "mpt", "v0",
+    "chat_template", "auto",
 ]  # fmt: skip
-
-
-class Block(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
-
-
-class Parts(Block):
-    """A base assembled from a vision tower and an LLM, with a new projector between them."""
-
-    vision_tower: str
-    """Folder or hub id of a CLIP vision tower, or `embedded`."""
-    llm: str
-    """Folder or hub id of a Llama-family LLM, or `embedded`."""
-    vision_feature_layer: int = -2
-    """Which hidden state of the tower the projector reads; LLaVA-1.5 takes the last but one."""
 
 
 class Source(Block):
@@ -141,9 +127,9 @@ class Lora(Block):
     """As in PEFT. `pissa`, `pissa_niter_N` and `olora` start from the base's own weights, `eva` from the activations of the
     first batches, `loftq` from what 4 bits lost. What is saved is plain LoRA on the base as it was, whatever the start."""
     eva_config: Eva = Eva()
-    rank_pattern: dict[str, Positive] = {}
+    rank_pattern: dict[str, Positive] = Field(default={})
     """Another rank for modules by name (`mlp.down_proj: 64`, or a regular expression for the end of the path)."""
-    alpha_pattern: dict[str, Annotated[float, Field(gt=0)]] = {}
+    alpha_pattern: dict[str, Annotated[float, Field(gt=0)]] = Field(default={})
 
 
 class Quantization(Block):

@@ -8,7 +8,8 @@ from pathlib import Path
 from ..errors import UserError, nearest
 
 PACKAGE = Path(__file__).resolve().parent.parent
-LAUNCH = "cluster"  # under recipes/: how processes are launched, no recipes
+CLUSTER = "cluster"  # under recipes/: how processes are launched
+LAUNCH = (CLUSTER, "mixes", "studies")  # under recipes/: launches, mixes of data and studies, no recipes
 ROOTS = (PACKAGE / "_recipes", PACKAGE.parent / "recipes")  # installed from a wheel, or run from a checkout
 
 
@@ -27,7 +28,7 @@ def root() -> Path:
 def list_shipped() -> list[Shipped]:
     """Every shipped recipe, by name."""
     found = []
-    for path in sorted(p for p in root().rglob("*.yaml") if p.relative_to(root()).parts[0] != LAUNCH):
+    for path in sorted(p for p in root().rglob("*.yaml") if p.relative_to(root()).parts[0] not in LAUNCH):
         first = path.read_text(encoding="utf-8").split("\n", 1)[0]
         found.append(Shipped(path.relative_to(root()).with_suffix("").as_posix(), path, first.lstrip("# ").strip()))
     return found
@@ -36,8 +37,8 @@ def list_shipped() -> list[Shipped]:
 def find_shipped(name: str) -> Path | None:
     """The file of a shipped recipe by its name, with or without `recipes/` and `.yaml`."""
     path = root() / (name.removeprefix("recipes/").removesuffix(".yaml") + ".yaml")
-    inside = path.is_file() and path.resolve().is_relative_to(root()) and LAUNCH not in path.relative_to(root()).parts
-    return path if inside else None
+    inside = path.is_file() and path.resolve().is_relative_to(root())
+    return path if inside and not set(LAUNCH) & set(path.relative_to(root()).parts) else None
 
 
 def copy_shipped(name: str, out: Path) -> Path:

@@ -80,4 +80,6 @@ def _config(recipe: Recipe, engine: Engine, dtype: torch.dtype, device: torch.de
         dataset_kwargs={"skip_prepare_dataset": True},
         dataloader_persistent_workers=recipe.dataloader_num_workers > 0,
         ddp_find_unused_parameters=False,
+        # FSDP2 would hold the gradients of all micro-batches but the last whole in every process
+        accelerator_config={"gradient_accumulation_kwargs": {"sync_each_batch": engine.name == "fsdp2"}},
     )

@@ -9,13 +9,14 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from datasets import Dataset
 from torch.utils.data import DataLoader
 
 from ..data.collate import collate
 from ..data.pack import pack
 from ..data.pairing import image_keys
-from ..data.processing import Processing
+from ..data.processing import Processing, in_rows
 from ..data.rows import from_columns
 from ..data.survey import each
 from ..data.tokens import IGNORE
@@ -62,10 +63,15 @@ class Sizes:
 
     Args:
         rows: as `dataset.select` gives them. None is taken for samples of one image and `max_length` positions each.
+        patches: tokens that an image takes, of one in tiles the most.
+        views: of an image for the vision tower; of one in tiles the most, which the largest micro-batch is taken to have.
     """
 
-    def __init__(self, recipe: Recipe, rows: Dataset | None, processing: Processing | None, patches: int) -> None:
-        self.recipe, self.rows, self.processing, self.patches = recipe, rows, processing, patches
+    def __init__(
+        self, recipe: Recipe, rows: Dataset | None, processing: Processing | None, patches: int, views: int = 1
+    ) -> None:
+        self.recipe, self.rows, self.processing = recipe, rows, processing
+        self.patches, self.views = patches, views
         if rows is not None:
             order = sampler_for(recipe.model_copy(update={"per_device_train_batch_size": 1}), rows)
             self.order = list(order)
@@ -77,7 +83,9 @@ class Sizes:
         """The largest micro-batch of so many samples, and the average one."""
         if self.rows is None:
             longest = Batch(
-                samples * self.recipe.max_length, samples, samples * (self.recipe.max_length - self.patches)
+                samples * self.recipe.max_length,
+                samples * self.views,
+                samples * (self.recipe.max_length - self.patches),
             )
             return longest, longest
         batches = [self.order[i : i + samples] for i in range(0, len(self.order), samples)]
@@ -89,7 +97,7 @@ class Sizes:
         some = [
             i for start in starts for i in range(start // samples, min(-(-(start + whole) // samples), len(batches)))
         ]
-        longest = [self._exact(batches[i]) for i in by_words[:LOOKED_AT]]
+        longest = [self._exact(batches[i], most=True) for i in by_words[:LOOKED_AT]]
         average = [self._exact(batches[i]) for i in some]
         mean = Batch(
             *(round(sum(getattr(b, n) for b in average) / len(average)) for n in ("positions", "images", "labels"))
@@ -105,12 +113,26 @@ class Sizes:
             images.values()
         )
 
-    def _exact(self, batch: list[int]) -> Batch:
-        """By encoding the samples."""
-        made = []
+    def _exact(self, batch: list[int], most: bool = False) -> Batch:
+        """By encoding the samples; with `most`, as if every image in tiles were of the size that takes the most tokens."""
+        made, tiling = [], self.processing.tiling
         for row, i in zip(each(self.rows.select(batch)), batch, strict=True):
-            tokens = self.processing.tokens(from_columns(row)[0], self.recipe.max_length)
-            made.append({"input_ids": tokens.ids, "labels": tokens.labels, "images_key": self.keys[i]})
+            sample, root = from_columns(row)
+            if tiling is None:
+                sizes, counts = None, self.patches
+            else:
+                sizes = [tiling.most_size] * len(sample.images) if most else self.processing.sizes(sample.images, root)
+                counts = tiling.tokens(sizes)
+            tokens = self.processing.encoded(sample, counts, self.recipe.max_length)
+            made.append(
+                {
+                    "input_ids": tokens.ids, "labels": tokens.labels, "images_key": self.keys[i],
+                    "image_sizes": None if sizes is None else in_rows(sizes),
+                }
+            )  # fmt: skip
         laid = together(self.recipe, self.processing)(made)
-        images = int((laid["input_ids"] == self.processing.image_token_id).sum()) // self.patches
+        if tiling is None:
+            images = int((laid["input_ids"] == self.processing.image_token_id).sum()) // self.patches
+        else:
+            images = sum(tiling.layout(w, h).views for h, w in laid.get("image_sizes", torch.empty(0, 2)).tolist())
         return Batch(laid["input_ids"].numel(), images, int((laid["labels"] != IGNORE).sum()))

@@ -32,7 +32,7 @@ def begin(
 ) -> torch.nn.Module:  # fmt: skip
     """The model with its trainable parts. All processes have to come here.
 
-    Under FSDP2 the first process has it whole, in main memory, and the others have its outline: their parts are sent when the
+    Under FSDP2 and ZeRO-3 the first process has it whole, in main memory, and the others have its outline: their parts are sent when the
     engine cuts it.
 
     Args:
@@ -44,7 +44,7 @@ def begin(
         UserError: base, projector or adapter are not fit for the run.
         RunError: LoRA or quantisation did not come out as asked.
     """
-    if engine.name != "fsdp2":
+    if not engine.sharded:
         return _with_weights(recipe, dtype, device, device, batches, adapter, checkpoint)
     model = None
     if engine.reads:
@@ -67,7 +67,7 @@ def _with_weights(
         if artifact is not None:
             verify_quick(artifact)
         folder = artifact or Path(recipe.projector)
-        put_projector(model, read_projector(folder), folder)
+        put_projector(model, read_projector(folder), folder, first=True)
     shape = checkpoint or (adapter if recipe.adapter_start == "continue" else None)
     like = read_lora(shape)[1] if shape is not None and has_lora(recipe) and is_plain(recipe) else None
     model = make_trainable(model, recipe, like)

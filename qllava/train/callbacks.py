@@ -96,6 +96,8 @@ class OrderlyStop(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         if anywhere(self.asked):
+            if not self.asked:  # a launcher on another machine was told, and this may be the process that people read
+                console.note("Stopping after this step, with a checkpoint: another process was told to.")
             self.asked = True
             control.should_save = control.should_training_stop = True
         return control

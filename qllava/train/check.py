@@ -15,10 +15,12 @@ from ..data.dataset import Bad, mix, named, without
 from ..data.report import summary
 from ..data.rows import rows_of
 from ..errors import UserError
-from ..model.build import processing_for
+from ..model.base import config_of
+from ..model.inputs import processing_for
+from ..model.llms import check_rows
 from ..model.size import disk_needed
 from ..recipe.schema import Recipe
-from .start import settle_base
+from .start import check_projector, settle_base
 
 
 def check(recipe: Recipe, processes: int | None = None) -> dict[str, Any]:
@@ -32,6 +34,9 @@ def check(recipe: Recipe, processes: int | None = None) -> dict[str, Any]:
     """
     recipe = settle_base(recipe)
     processing = processing_for(recipe)
+    check_rows(config_of(recipe.base), recipe.max_length, recipe.packing)
+    if recipe.projector is not None and Path(recipe.projector).exists():  # else stage align is yet to run
+        check_projector(recipe)
     audits: dict[str, Audit] = {}
     bad: list[Bad] = []
     tables = []

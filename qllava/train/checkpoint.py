@@ -9,6 +9,8 @@ from pathlib import Path
 
 from ..artifact.manifest import verify
 from ..errors import RunError, UserError
+from .engine import Engine
+from .repartition import NAME as REPARTITIONED
 
 SAVING = ".saving"  # where a checkpoint is before it is one
 PROBE = "probe"  # what is written to see that something can be; processes do it side by side
@@ -22,6 +24,22 @@ NEEDED = (
 INSTEAD = {
     "optimizer.pt": ("global_step", "optimizer_0", "optimizer.bin")
 }  # DeepSpeed's and FSDP2's, in pieces or whole
+
+
+PLAIN, PIECES, SHARDS = "a plain run", "DeepSpeed", "FSDP2"  # who keeps an optimizer in which form
+
+
+def written_by(checkpoint: Path) -> str:
+    """Who wrote the checkpoint's optimizer, by its files."""
+    names = [p.name for p in checkpoint.iterdir()]
+    if any(n.startswith("global_step") for n in names):
+        return PIECES
+    return SHARDS if any(n.startswith(("optimizer_0", "optimizer.bin")) for n in names) else PLAIN
+
+
+def keeps(engine: Engine) -> str:
+    """In whose form the engine keeps it."""
+    return PIECES if engine.deepspeed else SHARDS if engine.name == "fsdp2" else PLAIN
 
 
 def checkpoints(output_dir: Path) -> list[Path]:
@@ -68,7 +86,7 @@ def sweep(output_dir: Path) -> None:
     if output_dir.is_dir():
         for folder in output_dir.glob(".*"):
             partial = folder.name.endswith(".partial") and not folder.name.startswith(f".{PROBE}.")
-            if folder.name == SAVING or partial:
+            if folder.name in (SAVING, REPARTITIONED) or partial:
                 shutil.rmtree(folder, ignore_errors=True)
 
 

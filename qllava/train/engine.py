@@ -32,10 +32,11 @@ EIGHT_BITS = ("8bit", "paged", "bnb")
 class Engine:
     name: Name
     processes: int
+    offload: bool = False  # ZeRO with its share in main memory; for the planner
 
     @property
     def title(self) -> str:
-        return TITLES[self.name]
+        return TITLES[self.name] + (" with offload" if self.offload else "")
 
     @property
     def deepspeed(self) -> bool:
@@ -47,13 +48,21 @@ class Engine:
 
     @property
     def reads(self) -> bool:
-        """Whether this process reads the base's weights. Under FSDP2 the first alone does, and sends the others their parts."""
-        return self.name != "fsdp2" or first_process()
+        """Whether this process reads the base's weights. Where they are cut, the first alone does, and sends the others theirs."""
+        return not self.sharded or first_process()
+
+    @property
+    def copies(self) -> int:
+        """Copies of what trains that DeepSpeed adds to a checkpoint: its masters, and the weights where they are whole."""
+        return {"zero2": 2, "zero3": 1}.get(self.name, 0)
 
     @property
     def casts(self) -> bool:
         """Whether it would cast what trains by a policy of its own; the trainer computes in an autocast instead."""
         return self.deepspeed or self.name == "fsdp2"
+
+
+ALONE = Engine("single", 1)
 
 
 def launched_processes() -> int:

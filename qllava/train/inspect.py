@@ -25,7 +25,7 @@ from ..data.survey import each, survey
 from ..data.template import template_for
 from ..data.tokens import AfterEos, Encoder, Tokens
 from ..errors import UserError
-from ..model.build import processing_for
+from ..model.inputs import processing_for
 from ..recipe.schema import Recipe, Source
 from .start import settle_base
 
@@ -59,7 +59,7 @@ class Inspection:
                 try:
                     if i in bad:
                         raise UserError(bad[i])
-                    yield sample, root, self.processing.tokens(sample, self.max_length)
+                    yield sample, root, self.processing.tokens(sample, self.max_length, root)
                 except UserError as error:
                     yield sample, root, error
         if only is not None and not found:
@@ -166,7 +166,7 @@ def of_file(
     if after_eos not in get_args(AfterEos):
         raise UserError(f"after_eos is one of {', '.join(get_args(AfterEos))}, not {after_eos!r}.")
     found, model_file = load_tokenizer(tokenizer)
-    named = template_for(tokenizer) if template == "auto" else template
+    named = template_for(tokenizer, bool(found.chat_template)) if template == "auto" else template
     processing = Processing(
         encoder=Encoder(found, model_file, after_eos), image_processor=None, template=make_template(named, found),
         image_aspect_ratio="pad", image_tokens=image_tokens, image_token_id=-1, pad_token_id=-1,

@@ -26,7 +26,7 @@ from .checkpoint import SAVING, rotate
 from .guards import ADVICE
 from .measure import best_step
 from .peers import broken
-from .shards import gathered, load_pieces, save_pieces, whole_state
+from .shards import gathered, load_pieces, save_pieces, send_pieces, whole_state
 
 
 def restore_weights(model: torch.nn.Module, checkpoint: Path, whole: bool) -> None:
@@ -108,12 +108,16 @@ class Keeping:
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir, "scheduler.pt"))
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
+        if self.engine.name == "zero3":
+            send_pieces(self.model, self.engine, self.accelerator)
         if not (self.engine.deepspeed and resume_from_checkpoint):
             return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
         # transformers would ask for the frozen weights too, which no checkpoint holds
         found = super()._prepare_for_training(max_steps, train_dataloader, None)
         load_pieces(self.model_wrapped, resume_from_checkpoint)
         self._load_optimizer_and_scheduler(resume_from_checkpoint)
+        for group, rate in zip(self.optimizer.param_groups, self.lr_scheduler.get_last_lr(), strict=True):
+            group["lr"] = rate
         return found
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:

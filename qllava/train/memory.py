@@ -11,12 +11,15 @@ from collections import Counter
 from dataclasses import dataclass
 
 import torch
-from transformers import LlavaForConditionalGeneration as Llava
 
 from ..model.adapt import LORA, PROJECTOR, make_trainable, part_of
 from ..model.forward import LOGITS_AT_ONCE
+from ..model.projectors import image_tokens, work_of
+from ..model.tiles import model_class, tiling_of
 from ..recipe.rules import has_lora
 from ..recipe.schema import Recipe
+from .engine import ALONE, Engine
+from .held import FLOAT, WHOLE, Counts, held
 
 # Bytes of optimizer state for each trained parameter, by what stands in the optimizer's name.
 STATES = (("paged", 0.0), ("8bit", 2.0), ("adafactor", 0.1), ("lion", 4.0), ("adam", 8.0), ("sgd", 0.0))
@@ -38,7 +41,7 @@ class Batch:
     """A micro-batch, by what its memory depends on."""
 
     positions: int  # padding included
-    images: int
+    images: int  # that the tower sees; of one in tiles, every view
     labels: int
 
 
@@ -51,10 +54,11 @@ class Memory:
     kept: int  # activations for the backward pass
     working: int  # what one layer, the head or the tower takes for a moment
     runtime: int  # libraries, or the GPU's context
+    buffers: int = 0  # of the engine: gathered layers, gradients on their way
 
     @property
     def peak(self) -> int:
-        return self.weights + self.trained + self.kept + self.working + self.runtime
+        return self.weights + self.trained + self.kept + self.working + self.runtime + self.buffers
 
 
 class Shape:
@@ -66,7 +70,7 @@ class Shape:
 
     def __init__(self, recipe: Recipe, config: object) -> None:
         with torch.device("meta"):
-            model = Llava(config).requires_grad_(False)
+            model = model_class(config)(config).requires_grad_(False)
             linears = {
                 f"{n}.weight" for n, m in model.model.language_model.named_modules() if isinstance(m, torch.nn.Linear)
             }
@@ -74,7 +78,11 @@ class Shape:
         self.frozen: Counter[str] = Counter()
         self.trained: Counter[str] = Counter()
         self.linears = 0  # of the LLM, without lm_head
+        self.layer: Counter[bool] = Counter()  # of one of the LLM's layers, by whether it trains; so the next
+        self.small: Counter[bool] = Counter()  # of tensors that ZeRO-3 does not cut
         for name, p in model.named_parameters():
+            self.layer[p.requires_grad] += p.numel() if "language_model.layers.0." in name else 0
+            self.small[p.requires_grad] += p.numel() if p.numel() <= WHOLE else 0
             (self.trained if p.requires_grad else self.frozen)[part_of(name)] += p.numel()
             inner = (
                 name.replace("base_model.model.", "").replace(".base_layer", "").removeprefix("model.language_model.")
@@ -85,6 +93,10 @@ class Shape:
         self.heads, self.vocabulary = text.num_attention_heads, text.vocab_size
         self.attention = self.heads * (getattr(text, "head_dim", None) or self.width // self.heads)
         self.patches = (vision.image_size // vision.patch_size) ** 2
+        tiling = tiling_of(config)
+        self.views = 1 if tiling is None else tiling.max_tiles + 1  # of an image, at most
+        self.projected = work_of(config)  # of an image
+        self.image_tokens = image_tokens(config) if tiling is None else tiling.most_tokens
         self.tower_width, self.tower_middle = vision.hidden_size, vision.intermediate_size
         self.tower = sum(c["vision tower"] for c in (self.frozen, self.trained))
         self.edge = vision.image_size
@@ -98,6 +110,7 @@ def estimate(
     recomputed: int,
     device: str,
     optim: str | None = None,
+    engine: Engine = ALONE,
 ) -> Memory:
     """The peak of a run whose largest micro-batch is `batch`.
 
@@ -105,31 +118,57 @@ def estimate(
         recomputed: so many of the LLM's layers are run again in the backward pass.
         device: `cpu` or `cuda`.
         optim: instead of the recipe's.
+        engine: what processes share the run by.
     """
     size = dtype.itemsize
-    state = next((b for word, b in STATES if word in (optim or recipe.optim)), 8.0)
-    trained = sum(shape.trained.values())
-    weights = sum(shape.frozen.values()) * size
-    if recipe.tune == "qlora":
-        weights -= int(shape.linears * (size - four_bit_bytes(recipe)))
+    mine = held(counts(recipe, shape, dtype), engine, state_bytes(optim or recipe.optim))
     layer = kept_by_layer(recipe, shape, batch, size)
     stream = batch.positions * shape.width * size
     kept = recomputed * stream + max(shape.layers - recomputed, 1 if recomputed else 0) * layer
     kept += 3 * stream + batch.positions * shape.width  # embeddings, what follows them, the last norm, where images go
     kept += 2 * batch.labels * shape.width * size
-    kept += batch.images * (3 * shape.edge**2 * 4 + shape.patches * (shape.tower_width + 3 * shape.width) * size)
+    kept += batch.images * (3 * shape.edge**2 * 4 + shape.projected.kept * size)
     kept += sum(c[PROJECTOR] for c in (shape.trained, shape.frozen)) * size  # spelt out in the computation's dtype
     if shape.trained[LORA] and size < 4 and not recipe.fused_layers:
         kept += shape.trained[LORA] * size
+    if size < 4:  # autocast keeps what it spelt out to the end of the forward pass, under DDP whatever is run again
+        spelt = sum(n for part, n in shape.trained.items() if part not in (PROJECTOR, LORA)) * size
+        kept += spelt if not engine.casts else int(spelt * max(1, shape.layers - recomputed) / shape.layers)
     return Memory(
-        weights=weights,
-        trained=int(trained * (4 + 4 + state)),
+        weights=mine.frozen,
+        trained=mine.learning,
+        buffers=mine.buffers,
         kept=int(HELD[device] * kept),
         working=int(
             HELD[device]
-            * max(_backward(recipe, shape, batch, size), _logits(shape, batch, size), _tower(shape, batch, size) - kept)
+            * max(
+                _backward(recipe, shape, batch, size),
+                _logits(recipe, shape, batch, size),
+                _tower(shape, batch, size) - kept,
+            )
         ),
         runtime=RUNTIME[device] + (int(LEFT[device] * shape.linears * size) if recipe.tune == "qlora" else 0),
+    )
+
+
+def state_bytes(optim: str) -> float:
+    """Bytes of the optimizer for each parameter that trains."""
+    return next((b for word, b in STATES if word in optim), 8.0)
+
+
+def counts(recipe: Recipe, shape: Shape, dtype: torch.dtype) -> Counts:
+    """The recipe's model as numbers that an engine shares out."""
+    size, four = dtype.itemsize, recipe.tune == "qlora"
+    frozen, trained = sum(shape.frozen.values()), sum(shape.trained.values())
+    head = shape.frozen["lm_head"] * size + shape.trained["lm_head"] * FLOAT
+    return Counts(
+        trained=trained,
+        frozen=frozen,
+        frozen_bytes=frozen * size - (int(shape.linears * (size - four_bit_bytes(recipe))) if four else 0),
+        layer=shape.layer[False] * size + shape.layer[True] * FLOAT,
+        layer_trained=shape.layer[True],
+        ends=head + shape.width * size,
+        small=shape.small[False] * size + shape.small[True] * FLOAT,
     )
 
 
@@ -155,8 +194,10 @@ def _backward(recipe: Recipe, shape: Shape, batch: Batch, size: int) -> int:
     return (wide if recipe.fused_layers else 2 * wide) + weight  # PEFT's layers add up a copy for each linear
 
 
-def _logits(shape: Shape, batch: Batch, size: int) -> int:
-    rows = min(batch.labels, max(1, LOGITS_AT_ONCE // shape.vocabulary))
+def _logits(recipe: Recipe, shape: Shape, batch: Batch, size: int) -> int:
+    """A head that learns makes all its logits at once."""
+    at_once = batch.labels if recipe.tune == "full" else max(1, LOGITS_AT_ONCE // shape.vocabulary)
+    rows = min(batch.labels, at_once)
     return rows * shape.vocabulary * (8 + 2 * size)
 
 
@@ -174,7 +215,7 @@ def operations(recipe: Recipe, shape: Shape, batch: Batch, recomputed: int) -> f
     linears = batch.positions * shape.linears * (each + again)
     head = 4 * batch.labels * shape.width * shape.vocabulary
     lora = 6 * batch.positions * sum(n for p, n in shape.trained.items() if "LoRA" in p) if has_lora(recipe) else 0
-    projector = 6 * batch.images * shape.patches * sum(c[PROJECTOR] for c in (shape.trained, shape.frozen))
+    projector = 6 * batch.images * shape.projected.multiplications
     return linears + attention + head + lora + projector + 2 * batch.images * (shape.patches + 1) * shape.tower
 
 

@@ -18,23 +18,20 @@ from datasets import Dataset
 from .. import console
 from ..data.processing import Processing
 from ..errors import UserError
-from ..model.build import config_of
+from ..model.base import config_of
 from ..model.device import pick_device, pick_dtype
-from ..model.size import disk_needed
+from ..model.size import Size, disk_needed, size_of
 from ..recipe.schema import Recipe
 from .batches import Sizes
+from .cluster import SHARE, Cluster
+from .engine import ALONE, Engine, refusal
 from .machine import machine_memory, matrix_rate
-from .memory import Batch, Memory, Shape, estimate, gib, operations
+from .memory import Batch, Memory, Shape, counts, estimate, gib, operations
+from .remedies import SLACK, SMALLER, remedies, too_large
 
-SLACK = 1.04  # what the allocator cannot use
 REACHED = 0.6  # share of the rate of one large matrix product that a step reaches
 STARTING = 128  # positions that a micro-batch costs besides its own
 SPELLING = {"cpu": 1e-9, "cuda": 3e-12}  # seconds to spell out one 4-bit weight
-SHORT = {
-    "weights": "frozen weights", "trained": "what trains", "kept": "activations", "working": "working memory",
-    "runtime": "libraries or context",
-}  # fmt: skip
-SMALLER = {"cpu": "adamw_bnb_8bit", "cuda": "paged_adamw_8bit"}
 
 
 @dataclass(frozen=True)
@@ -79,24 +76,46 @@ class Plan:
         }
 
 
+class Known:
+    """What the configurations tell of a recipe, whatever it runs on.
+
+    Raises:
+        UserError: the base has no configuration to read.
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.shape = Shape(recipe, config_of(recipe.base))
+        self._recipe = recipe
+
+    @cached_property
+    def size(self) -> Size:
+        return size_of(self._recipe)
+
+
 class Planner:
     """Estimates for one recipe on one kind of device.
 
     Args:
         rows: the run's samples; None where there are none yet.
         device: `cpu` or `cuda`.
-        rate: operations a second of a large matrix product; measured on this machine where it is left out.
+        engine: what processes share the run by.
+        rate: operations a second of a large matrix product; the cluster's, or measured on this machine, where it is left out.
+        cluster: the cards; None counts no communication.
+        known: of the recipe, where it has been asked for before.
+        sizes: of micro-batches; by default what the rows tell.
     """
 
     def __init__(
         self, recipe: Recipe, rows: Dataset | None, processing: Processing | None, dtype: torch.dtype, device: str,
-        processes: int = 1, rate: float | None = None,
+        engine: Engine = ALONE, rate: float | None = None, cluster: Cluster | None = None, known: Known | None = None,
+        sizes: Sizes | None = None,
     ) -> None:  # fmt: skip
-        self.recipe, self.dtype, self.device, self.processes = recipe, dtype, device, processes
-        self.shape = Shape(recipe, config_of(recipe.base))
-        self.sizes = Sizes(recipe, rows, processing, self.shape.patches)
+        self.recipe, self.dtype, self.device, self.engine, self.cluster = recipe, dtype, device, engine, cluster
+        self.known = known or Known(recipe)
+        self.shape, self.processes = self.known.shape, engine.processes
+        self.sizes = sizes or Sizes(recipe, rows, processing, self.shape.image_tokens, self.shape.views)
         self.samples = None if rows is None else len(rows)
-        self._rate = rate
+        self._rate = rate or (cluster and cluster.card.rate * SHARE / REACHED)
 
     @cached_property
     def rate(self) -> float:
@@ -105,12 +124,15 @@ class Planner:
     def choice(self, size: int, recomputed: int, optim: str, budget: float) -> Choice:
         """What it takes to run with these sizes."""
         largest, mean = self.sizes.of(size)
-        memory = estimate(self.recipe, self.shape, largest, self.dtype, recomputed, self.device, optim)
+        memory = estimate(self.recipe, self.shape, largest, self.dtype, recomputed, self.device, optim, self.engine)
         micro = self.recipe.global_batch_size / size / self.processes
         uses = 2 + recomputed / self.shape.layers
         spelling = SPELLING[self.device] * self.shape.linears * uses if self.recipe.tune == "qlora" else 0.0
         rate = self.rate * REACHED / (1 + STARTING / max(1, mean.positions))
         seconds = micro * (operations(self.recipe, self.shape, mean, recomputed) / rate + spelling)
+        if self.cluster is not None:
+            numbers = counts(self.recipe, self.shape, self.dtype)
+            seconds = self.cluster.step(self.engine, numbers, round(micro), seconds)
         whole = recomputed == self.shape.layers
         return Choice(
             size, True if whole else recomputed or False, optim, memory, seconds, memory.peak * SLACK <= budget
@@ -137,6 +159,12 @@ class Planner:
             )
         return [n for n in range(1, share + 1) if share % n == 0]
 
+    @property
+    def smaller(self) -> str | None:
+        """An optimizer with less memory; None where the engine has none."""
+        asked = SMALLER[self.device]
+        return None if refusal(self.recipe.model_copy(update={"optim": asked}), self.engine.name) else asked
+
     def layers(self) -> int | None:
         """How many layers the recipe says run again; None where it leaves that open."""
         said = self.recipe.gradient_checkpointing
@@ -146,15 +174,16 @@ class Planner:
         """The fastest choice that fits `budget` bytes, and the others; whatever the recipe says of sizes."""
         own, size = self.recipe.optim, self.recipe.per_device_train_batch_size
         choices = [self.least(n, own, budget) for n in self.possible()]
-        if not any(c.fits for c in choices) and SMALLER[self.device] != own:
-            choices.append(self.least(1, SMALLER[self.device], budget))
+        if not any(c.fits for c in choices) and self.smaller not in (own, None):
+            choices.append(self.least(1, self.smaller, budget))
         if size in self.possible() and self.recipe.gradient_checkpointing != "auto":
             choices.insert(0, self.choice(size, self.layers() or 0, own, budget))
         chosen = best(choices)
         largest = chosen and self.sizes.of(chosen.per_device_train_batch_size)[0]
         remedy = "" if chosen else too_large(self, budget)
         unique = list(dict.fromkeys(choices))
-        return Plan(budget, self.device, chosen, unique, largest, self._steps(), disk_needed(self.recipe), remedy)
+        disk = disk_needed(self.recipe, self.known.size, self.engine.copies)
+        return Plan(budget, self.device, chosen, unique, largest, self._steps(), disk, remedy)
 
     def settle(self, budget: int) -> Choice | None:
         """The fastest choice that fits and leaves everything that the recipe says as it is."""
@@ -180,7 +209,7 @@ def best(choices: Iterable[Choice]) -> Choice | None:
 
 
 def settle_sizes(
-    recipe: Recipe, rows: Dataset, processing: Processing, dtype: torch.dtype, device: torch.device, processes: int
+    recipe: Recipe, rows: Dataset, processing: Processing, dtype: torch.dtype, device: torch.device, engine: Engine
 ) -> Recipe:
     """The recipe with every `auto` among its sizes replaced by what the planner finds for this machine.
 
@@ -190,7 +219,7 @@ def settle_sizes(
     if "auto" not in (recipe.per_device_train_batch_size, recipe.gradient_checkpointing):
         return recipe
     budget = machine_memory(device)
-    planner = Planner(recipe, rows, processing, dtype, device.type, processes, rate=1e12)  # times compare, no more
+    planner = Planner(recipe, rows, processing, dtype, device.type, engine, rate=1e12)  # times compare, no more
     found = planner.settle(budget)
     if found is None:
         raise UserError(too_large(planner, budget))
@@ -201,53 +230,16 @@ def settle_sizes(
     return recipe.model_copy(update={k: v for k, v in found.updates.items() if k != "optim"})
 
 
-def too_large(planner: Planner, budget: int) -> str:
-    """Why nothing fits, and which fields would make it."""
-    least = planner.choice(1, planner.shape.layers, planner.recipe.optim, budget)
-    parts = ", ".join(f"{words} {gib(getattr(least.memory, name))}" for name, words in SHORT.items())
-    return (
-        f"The recipe needs {gib(SLACK * least.memory.peak)} at the least, with {SLACK - 1:.0%} to spare, of {gib(budget)}: "
-        f"{parts}. {remedies(planner, budget)}"
-    )
-
-
 def after_running_out(
-    recipe: Recipe, rows: Dataset, processing: Processing, dtype: torch.dtype, device: torch.device, processes: int
+    recipe: Recipe, rows: Dataset, processing: Processing, dtype: torch.dtype, device: torch.device, engine: Engine
 ) -> str:
     """Which fields would make a run fit that has just run out of memory, whatever was thought of it before."""
-    planner = Planner(recipe, rows, processing, dtype, device.type, processes, rate=1e12)
+    planner = Planner(recipe, rows, processing, dtype, device.type, engine, rate=1e12)
     again = recipe.gradient_checkpointing
     layers = planner.shape.layers if again is True else int(again)
     now = planner.choice(recipe.per_device_train_batch_size, layers, recipe.optim, 0)
     own = now.memory.peak - now.memory.runtime
     return remedies(planner, machine_memory(device), below=(now.memory.runtime + 0.85 * own) * SLACK)
-
-
-def remedies(planner: Planner, budget: float, below: float = float("inf")) -> str:
-    """The field that would have fitted, tried from the one that costs least.
-
-    Args:
-        below: bytes by the planner's own estimate that what is named has to stay under.
-    """
-    recipe, limit = planner.recipe, min(budget, below)
-    own, layers = recipe.optim, planner.shape.layers
-    size = recipe.per_device_train_batch_size
-    for n in [
-        n
-        for n in range(size if size != "auto" else 1, 0, -1)
-        if recipe.global_batch_size % (n * planner.processes) == 0
-    ]:
-        for again in (0, layers):
-            found = planner.choice(n, again, own, limit)
-            if found.fits:
-                fields = f"per_device_train_batch_size={n}" + (" gradient_checkpointing=true" if again else "")
-                return f"{fields} would take {gib(found.memory.peak)}."
-    smaller = SMALLER[planner.device]
-    if (found := planner.choice(1, layers, smaller, limit)).fits:
-        return f"per_device_train_batch_size=1 gradient_checkpointing=true optim={smaller} would take {gib(found.memory.peak)}."
-    hints = [] if recipe.tune in ("qlora", "projector") else ["tune=qlora holds the LLM in 4 bits"]
-    hints += [f"a lower lora.r than {recipe.lora.r}"] if recipe.tune in ("lora", "qlora") else []
-    return f"Smaller would be: {'; '.join([*hints, f'a lower max_length than {recipe.max_length}'])}."
 
 
 def _recomputed(choice: Choice) -> str:
@@ -280,19 +272,24 @@ def plan(recipe: Recipe, vram: int | None = None, rate: float | None = None) -> 
     Raises:
         UserError: base or data cannot be read.
     """
-    from ..data.dataset import hold_out, select
-    from ..model.build import processing_for
-
     here = pick_device()
     device = "cuda" if vram is not None else here.type
     dtype = pick_dtype(recipe.dtype, here) if device == here.type else _usual(recipe.dtype)
-    rows = processing = None
-    if all(s.path.startswith("hub:") or Path(s.path).exists() for s in recipe.data):
-        processing = processing_for(recipe)
-        rows = hold_out(select(recipe, processing).rows, recipe.eval_share, recipe.seed)[0]
+    rows, processing = samples_of(recipe)
     return Planner(recipe, rows, processing, dtype, device, rate=rate).plan(
         machine_memory(here) if vram is None else vram
     )
+
+
+def samples_of(recipe: Recipe) -> tuple[Dataset | None, Processing | None]:
+    """What the recipe trains on; Nones where the data is not there yet."""
+    from ..data.dataset import hold_out, select
+    from ..model.inputs import processing_for
+
+    if not all(s.path.startswith("hub:") or Path(s.path).exists() for s in recipe.data):
+        return None, None
+    processing = processing_for(recipe)
+    return hold_out(select(recipe, processing).rows, recipe.eval_share, recipe.seed)[0], processing
 
 
 def _usual(name: str) -> torch.dtype:

@@ -17,6 +17,7 @@ PARTS = {
     "kept": "activations kept for the backward pass",
     "working": "one layer's, the head's or the tower's working memory",
     "runtime": "libraries, or the GPU's context",
+    "buffers": "the engine's buffers: gathered layers, gradients on their way",
 }
 
 
@@ -31,6 +32,8 @@ def show_plan(plan: Plan, to: Console) -> None:
         grid.add_column("part")
         grid.add_column("GiB", justify="right")
         for name, words in PARTS.items():
+            if name == "buffers" and not chosen.memory.buffers:
+                continue
             grid.add_row(words, f"{getattr(chosen.memory, name) / 2**30:.2f}")
         grid.add_row("together", f"{chosen.memory.peak / 2**30:.2f}")
         to.print(grid)
@@ -42,7 +45,7 @@ def show_plan(plan: Plan, to: Console) -> None:
     for choice in plan.choices:
         verdict = "chosen" if choice == chosen else "fits" if choice.fits else "too large"
         grid.add_row(
-            str(choice.per_device_train_batch_size), _again(choice), choice.optim, f"{choice.memory.peak / 2**30:.2f}",
+            str(choice.per_device_train_batch_size), again(choice), choice.optim, f"{choice.memory.peak / 2**30:.2f}",
             f"{choice.seconds:.3g}", verdict,
         )  # fmt: skip
     to.print(grid)
@@ -52,7 +55,7 @@ def _about(plan: Plan, chosen: Choice) -> Iterator[str]:
     largest = plan.largest
     yield f"Largest micro-batch: {largest.positions:,} positions, {largest.images} images, {largest.labels:,} labels."
     if plan.steps is not None:
-        yield f"Time: {plan.steps:,} steps of about {chosen.seconds:.3g} s, {_duration(plan.steps * chosen.seconds)} in all."
+        yield f"Time: {plan.steps:,} steps of about {chosen.seconds:.3g} s, {duration(plan.steps * chosen.seconds)} in all."
     else:
         yield f"Time: about {chosen.seconds:.3g} s a step, if samples are of max_length; the data is not there yet."
     yield f"Disk: {int(plan.disk['bytes']) / 2**30:,.2f} GiB ({plan.disk['what']})."
@@ -60,13 +63,13 @@ def _about(plan: Plan, chosen: Choice) -> Iterator[str]:
     yield f"Write: {fields}"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     for size, name in ((3600, "hours"), (60, "minutes")):
         if seconds >= 2 * size:
             return f"{seconds / size:,.1f} {name}"
     return f"{seconds:,.1f} seconds"
 
 
-def _again(choice: Choice) -> str:
-    again = choice.gradient_checkpointing
-    return "all" if again is True else str(int(again))
+def again(choice: Choice) -> str:
+    said = choice.gradient_checkpointing
+    return "all" if said is True else str(int(said))

@@ -22,10 +22,12 @@ from ..data.dataset import Selection, hold_out, numbered, select, training_set
 from ..data.pairing import tell_sharing
 from ..errors import RunError, UserError, plain
 from ..model.adapt import audit, audit_rows
-from ..model.build import portable, processing_for, sources
+from ..model.base import config_of, portable, sources
 from ..model.device import pick_device, pick_dtype
 from ..model.feature_cache import keep_features
 from ..model.fingerprint import fingerprint
+from ..model.inputs import processing_for
+from ..model.llms import check_rows
 from ..recipe.schema import Recipe
 from . import card
 from .batches import first_batches, together
@@ -35,7 +37,16 @@ from .explain import explained, how_to_go_on, kept
 from .optimizer import rates
 from .peers import Peers, joined
 from .plan import after_running_out, settle_sizes
-from .start import merge_first, same_data, settle_adapter, settle_base, steps_done, steps_wanted, where_to_start
+from .start import (
+    check_projector,
+    merge_first,
+    same_data,
+    settle_adapter,
+    settle_base,
+    steps_done,
+    steps_wanted,
+    where_to_start,
+)
 
 
 @dataclass
@@ -77,7 +88,9 @@ def _train(recipe: Recipe, resume: bool, callbacks: Sequence[Any], peers: Peers)
     device = pick_device()
     engine = launched(device.type == "cpu")
     recipe, adapter = settle_adapter(recipe, engine.reads)
-    checkpoint = where_to_start(recipe, resume, peers, engine.reads)
+    checkpoint = where_to_start(recipe, resume, peers, engine.reads, engine)
+    if checkpoint is None and engine.reads:
+        check_projector(recipe)
     card.check_hub(recipe)
     dtype = pick_dtype(recipe.dtype, device)
     if dtype == torch.float16 and device.type == "cpu":
@@ -94,6 +107,7 @@ def _train(recipe: Recipe, resume: bool, callbacks: Sequence[Any], peers: Peers)
             merge_first(recipe, adapter, asked.base)
         adapter = None
     processing = processing_for(recipe)
+    check_rows(config_of(recipe.base), recipe.max_length, recipe.packing)
     selection = select(recipe, processing)
     if checkpoint is not None:
         same_data(checkpoint, selection.digest)
@@ -102,7 +116,7 @@ def _train(recipe: Recipe, resume: bool, callbacks: Sequence[Any], peers: Peers)
         tell_sharing(chosen, recipe.group_by_modality_length)
     if recipe.image_cache == "crops":
         processing = keep_crops(processing, [chosen, held])
-    recipe = settle_sizes(recipe, chosen, processing, dtype, device, processes)
+    recipe = settle_sizes(recipe, chosen, processing, dtype, device, engine)
     arguments = trainer_arguments(recipe, engine, dtype, device)
     evenly = processes * recipe.per_device_train_batch_size
     rows = training_set(chosen, processing, recipe.max_length, evenly)
@@ -137,7 +151,7 @@ def _train(recipe: Recipe, resume: bool, callbacks: Sequence[Any], peers: Peers)
     peers.meet("training")
     stop.install()
     try:
-        smaller = functools.partial(after_running_out, recipe, chosen, processing, dtype, device, processes)
+        smaller = functools.partial(after_running_out, recipe, chosen, processing, dtype, device, engine)
         with explained(trainer, out, smaller), _stdout_kept(engine):
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finally:

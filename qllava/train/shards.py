@@ -15,6 +15,7 @@ import torch
 from ..errors import RunError
 from .engine import Engine
 from .guards import wrong_gradients
+from .repartition import load_repartitioned, pieces_in, stage_of
 
 
 @contextmanager
@@ -85,6 +86,35 @@ def cut_by_layers(plugin: Any, llava: torch.nn.Module) -> None:
     plugin.transformer_cls_names_to_wrap = sorted({type(stack[0]).__name__ for stack in stacks})
 
 
+def send_pieces(model: torch.nn.Module, engine: Engine, accelerator: Any) -> None:
+    """Cuts a model for ZeRO-3, tensor by tensor: the first process sends each one, and every process keeps its piece.
+
+    DeepSpeed's engine would put the whole model on each process's device before it cuts it.
+    """
+    import deepspeed
+
+    asked = accelerator.state.deepspeed_plugin.deepspeed_config["zero_optimization"]
+    settled = {k: v for k, v in asked.items() if v != "auto"}
+    config = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": settled}
+    deepspeed.zero.Init(module=_OneByOne(model, engine.reads, accelerator.device), config_dict_or_path=config)
+    for buffer in model.buffers():
+        buffer.data = buffer.data.to(accelerator.device)
+
+
+class _OneByOne(torch.nn.Module):
+    """A model for DeepSpeed to cut, whose empty parameters get memory when their turn comes; the cut takes it away."""
+
+    def __init__(self, model: torch.nn.Module, filled: bool, device: torch.device) -> None:
+        super().__init__()
+        self.__dict__ |= {"model": model, "filled": filled, "device": device}  # it is no child
+
+    def parameters(self, recurse: bool = True) -> Iterator[torch.nn.Parameter]:
+        for parameter in self.model.parameters():
+            if not self.filled:
+                parameter.data = torch.empty(parameter.shape, dtype=parameter.dtype, device=self.device)
+            yield parameter
+
+
 class Heard:
     """Which tensors got a gradient in a step, and whether it was finite: an engine that takes the step itself leaves no trace."""
 
@@ -118,22 +148,24 @@ def save_pieces(wrapped: Any, folder: str | Path) -> None:
 
 
 def load_pieces(wrapped: Any, folder: str | Path) -> None:
-    """Takes what `save_pieces` wrote.
+    """Takes what `save_pieces` wrote, by as many processes or by others, at this stage of ZeRO or the other.
 
     Raises:
-        RunError: it was written by another number of processes, or is damaged.
+        RunError: it is damaged.
     """
     try:
+        pieces, stage = pieces_in(Path(folder)), wrapped.zero_optimization_stage()
+        if pieces and (pieces, stage_of(Path(folder))) != (torch.distributed.get_world_size(), stage):
+            load_repartitioned(wrapped, Path(folder))
+            return
         path, _ = wrapped.load_checkpoint(
             str(folder), load_optimizer_states=True, load_lr_scheduler_states=True, load_module_strict=False
         )
     except Exception as error:  # DeepSpeed's own kinds of many
         if type(error).__name__ != "ZeRORuntimeException" and not isinstance(
-            error, OSError | RuntimeError | ValueError
+            error, OSError | RuntimeError | ValueError | AssertionError
         ):
             raise
-        raise RunError(
-            f"DeepSpeed cannot go on from {folder}: {str(error).splitlines()[0][:300]} Resume with as many processes as wrote it."
-        ) from None
+        raise RunError(f"DeepSpeed cannot go on from {folder}: {str(error).splitlines()[0][:300]}") from None
     if path is None:
         raise RunError(f"{folder} holds no checkpoint of DeepSpeed's.")

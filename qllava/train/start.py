@@ -10,15 +10,17 @@ from pathlib import Path
 
 from .. import console
 from ..artifact.delta import CONFIG, read_lora
-from ..artifact.load import FINAL, check_base, find_artifact
+from ..artifact.load import FINAL, SHAPING, check_base, find_artifact
 from ..artifact.manifest import FILE, can_write, digest, read_manifest, verify, verify_quick
 from ..artifact.merge import merge
 from ..console import first_process
 from ..errors import UserError
-from ..model.build import sources
+from ..model.base import config_of, skeleton, sources
 from ..model.fingerprint import fingerprint
+from ..model.projector import fitting, read_projector
 from ..recipe.schema import Parts, Recipe
-from .checkpoint import PROBE, checkpoints, newest_good, set_aside, sweep
+from .checkpoint import PROBE, checkpoints, keeps, newest_good, set_aside, sweep, written_by
+from .engine import Engine
 from .peers import Peers
 
 MERGED = "base"  # in output_dir: what adapter_start: merge-then-new trains on
@@ -49,6 +51,18 @@ def settle_base(recipe: Recipe) -> Recipe:
             "or, to start from its projector, name it as projector."
         )
     return recipe.model_copy(update={"base": str(folder)})
+
+
+def check_projector(recipe: Recipe) -> None:
+    """Looks at the projector that the recipe starts from, before the base's weights are read.
+
+    Raises:
+        UserError: there is none, or it is another than the base has.
+    """
+    if recipe.projector is None:
+        return
+    folder = find_artifact(recipe.projector) or Path(recipe.projector)
+    fitting(skeleton(config_of(recipe.base)), read_projector(folder), folder, first=True)
 
 
 def settle_adapter(recipe: Recipe, reads: bool = True) -> tuple[Recipe, Path | None]:
@@ -117,12 +131,15 @@ def merge_first(recipe: Recipe, adapter: Path, base: str | Parts) -> None:
     merge(adapter, merged, dtype="float32" if recipe.dtype == "float32" else "bfloat16", base=base)
 
 
-def where_to_start(recipe: Recipe, resume: bool, peers: Peers, reads: bool = True) -> Path | None:
+def where_to_start(
+    recipe: Recipe, resume: bool, peers: Peers, reads: bool = True, engine: Engine | None = None
+) -> Path | None:
     """The checkpoint to go on from, or None to begin; the first process chooses for all. One that torchrun starts anew
     (--max-restarts) goes on from what there is.
 
     Args:
         reads: whether this process may look at the base's weights, to see that they are those of the checkpoint.
+        engine: what the run is under, to see that it reads the checkpoint's optimizer.
 
     Raises:
         UserError: output_dir holds a run already, or none to resume, or another one; nothing can be written there; or it is
@@ -130,7 +147,7 @@ def where_to_start(recipe: Recipe, resume: bool, peers: Peers, reads: bool = Tru
     """
     out = Path(recipe.output_dir)
     resume = resume or (peers.restarted and bool(checkpoints(out)))
-    chosen = peers.from_first("start", lambda: _choose(recipe, resume, out))
+    chosen = peers.from_first("start", lambda: _choose(recipe, resume, out, engine))
     can_write(out / PROBE).rmdir()
     if peers.processes > 1:
         _same_folder(out, peers)
@@ -157,7 +174,7 @@ def _same_folder(out: Path, peers: Peers) -> None:
             mark.rmdir()
 
 
-def _choose(recipe: Recipe, resume: bool, out: Path) -> str | None:
+def _choose(recipe: Recipe, resume: bool, out: Path, engine: Engine | None) -> str | None:
     if not resume:
         if (out / FINAL).exists() or checkpoints(out):
             raise UserError(f"{out} holds a run already. Add --resume to go on with it, or name another output_dir.")
@@ -170,6 +187,8 @@ def _choose(recipe: Recipe, resume: bool, out: Path) -> str | None:
         reasons = "".join(f"\n  - {c}" for c in complaints.values())
         raise UserError(f"No good checkpoint in {out} to resume from.{reasons}\nBegin anew with another output_dir.")
     _compare(recipe, found)
+    if engine is not None:
+        _same_engine(found, engine)
     for folder, complaint in complaints.items():
         console.note(f"Passed over: {complaint} It is now {set_aside(folder)}.")
     sweep(out)
@@ -191,6 +210,10 @@ def _compare(recipe: Recipe, checkpoint: Path) -> None:
         )
     if manifest.base is not None and manifest.base.fingerprint != fingerprint(sources(recipe.base)):
         wrong.append(f"base: {manifest.base.source} then, another one now")
+    if isinstance(before.get("base"), dict) and isinstance(now["base"], dict):
+        then, here = Parts(**before["base"]), Parts(**now["base"])
+        differ = [f for f in SHAPING if getattr(then, f) != getattr(here, f)]
+        wrong += [f"base.{f}: {getattr(then, f)} then, {getattr(here, f)} now" for f in differ]
     if 0 < recipe.max_steps < steps_done(checkpoint):
         wrong.append(f"max_steps: {checkpoint} is past {recipe.max_steps}")
     if wrong:
@@ -198,6 +221,20 @@ def _compare(recipe: Recipe, checkpoint: Path) -> None:
             f"{checkpoint} is of another run, which this recipe cannot go on with:\n"
             + "\n".join(f"  - {w}" for w in wrong)
             + "\nResume with what the run began with, or begin anew in another output_dir."
+        )
+
+
+def _same_engine(checkpoint: Path, engine: Engine) -> None:
+    """Raises `UserError` where the checkpoint's optimizer is in a form that the engine would pass over."""
+    kind = written_by(checkpoint)
+    if kind != keeps(engine):
+        remedy = {
+            "DeepSpeed": "accelerate launch --config_file recipes/cluster/zero2.yaml (or zero3.yaml) …",
+            "FSDP2": "accelerate launch --config_file recipes/cluster/fsdp2.yaml …",
+        }.get(kind, "torchrun, or one process")
+        raise UserError(
+            f"{checkpoint} holds the optimizer as {kind} keeps it, and this run is under {engine.title}, which cannot read that. "
+            f"Resume with {remedy}, or begin anew in another output_dir."
         )
 
 

@@ -24,7 +24,6 @@ from ..data.dataset import FILLER
 from ..data.processing import Processing
 from ..data.tokens import IGNORE
 from ..model.attention import install_attention
-from ..model.empty import stand_in
 from ..model.forward import install_loss
 from ..model.fused import fuse
 from ..model.projector import llava_of
@@ -89,8 +88,6 @@ class LlavaTrainer(Keeping, SFTTrainer):
             return self.optimizer
         model = self.model if model is None else model
         made = groups(model, self.recipe, set(self.get_decay_parameter_names(model)))
-        if not self.engine.reads:
-            made = [{**group, "params": [stand_in(p) for p in group["params"]]} for group in made]
         kind, options = self.get_optimizer_cls_and_kwargs(self.args, model)
         self.optimizer = kind(made, **options)
         return self.optimizer
@@ -141,10 +138,15 @@ class LlavaTrainer(Keeping, SFTTrainer):
         return (loss, outputs) if return_outputs else loss
 
     def _computing(self) -> AbstractContextManager:
-        """Autocast, which accelerate sees to unless the engine would cast what trains."""
+        """Autocast, which accelerate sees to unless the engine would cast what trains.
+
+        It keeps nothing that it spelt out: at the end of the forward pass that would be every weight that trains, whole.
+        """
         name = str(self.manifest.dtype)
         mixed = self.engine.casts and name != "float32"
-        return torch.autocast(self.args.device.type, getattr(torch, name)) if mixed else nullcontext()
+        if not mixed:
+            return nullcontext()
+        return torch.autocast(self.args.device.type, getattr(torch, name), cache_enabled=False)
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """transformers' own, and how long it took: the step waits for it."""

@@ -11,9 +11,10 @@ from peft import LoraConfig, get_peft_model
 from qllava.api import assemble
 from qllava.artifact.adapter import save_adapter
 from qllava.artifact.manifest import Base, Manifest, writing
-from qllava.model.build import load_model, sources
+from qllava.model.base import portable, sources
+from qllava.model.build import load_model
 from qllava.model.fingerprint import fingerprint
-from qllava.model.projector import projector_of
+from qllava.model.projector import projector_of, row_ends
 
 
 @pytest.fixture(scope="session")
@@ -36,12 +37,12 @@ def make(base, tmp_path_factory):
         for name, parameter in model.named_parameters():
             if "lora_" in name:
                 parameter += 0.05 * torch.randn_like(parameter)
-        for parameter in projector_of(model).parameters():
+        for parameter in (*projector_of(model).parameters(), *row_ends(model).values()):
             parameter += 0.02 * torch.randn_like(parameter)
         folder = tmp_path_factory.mktemp("adapters") / f"adapter-{next(count)}"
         manifest = Manifest(
             kind="adapter", holds="adapter", template="vicuna_v1", image_aspect_ratio="pad", tune="lora", dtype="float32",
-            base=Base(source=source, fingerprint=fingerprint(sources(source))),
+            base=Base(source=portable(source), fingerprint=fingerprint(sources(source))),
         )  # fmt: skip
         with writing(folder, manifest) as partial:
             save_adapter(model, partial)

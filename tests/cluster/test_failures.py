@@ -196,3 +196,36 @@ def test_a_signal_to_all_processes_and_workers(small, tmp_path):
     assert found is not None and number_of(found) > 1 and not complaints, log.read_text()[-3000:]
     assert text.count("Go on with the same command and --resume") == 1 and "DataLoader worker" not in text
     assert time.monotonic() - started < 25
+
+
+def test_a_checkpoint_that_takes_long_is_waited_for(small, tmp_path):
+    """The first process writes down what it saved, while the others have nothing left to do."""
+    program = spoiled(
+        tmp_path,
+        """
+        import contextlib, time
+        import qllava.train.keeping as k
+        import qllava.train.peers as p
+        p.GRACE, plain = 1.0, k.writing
+        @contextlib.contextmanager
+        def writing(*args):
+            with plain(*args) as folder:
+                yield folder
+                time.sleep(5)  # longer than torchrun's echo is passed over
+        k.writing = writing
+        """,
+    )
+    recipe, log = small(max_steps=4000, save_steps=4000), tmp_path / "log"
+    with log.open("w") as file:
+        command = [*command_of("ddp", program=program), "train", str(recipe)]
+        launcher = subprocess.Popen(command, stdout=file, stderr=file, env=environment_of("ddp"), cwd=ROOT)
+    try:
+        until(lambda: "step 2/" in log.read_text(), launcher, log)
+        for process in psutil.Process(launcher.pid).children():
+            process.send_signal(signal.SIGTERM)
+        launcher.wait(timeout=60)
+    finally:
+        end_all(launcher)
+    found, complaints = newest_good(tmp_path / "run")
+    assert found is not None and not complaints, log.read_text()[-3000:]
+    assert words_of(log.read_text()).count("Go on with the same command and --resume") == 1

@@ -174,7 +174,7 @@ def test_merged_on_the_way(shared, original, base):
 
 
 @pytest.mark.parametrize(
-    "field", [{"mm_projector_type": "linear"}, {"image_aspect_ratio": "anyres"}, {"model_type": "llava_mpt"}]
+    "field", [{"mm_projector_type": "identity"}, {"image_aspect_ratio": "anyres"}, {"model_type": "llava_mpt"}]
 )
 def test_other_models_of_the_family_are_refused(original, field):
     file = original / "original_full" / "config.json"
@@ -202,7 +202,7 @@ def test_unknown_and_missing_weights_are_named(original):
     file = original / "original_full" / "model.safetensors"
     state = load_file(file)
     save_file({**state, "model.image_newline": torch.zeros(4)}, file, {"format": "pt"})
-    with pytest.raises(UserError, match=r"model\.image_newline"):
+    with pytest.raises(UserError, match=r"image_newline"):
         convert(original / "original_full", "hf", original / "b")
     del state["model.norm.weight"]
     save_file(state, file, {"format": "pt"})

@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from qllava.api import train
 from qllava.data.collate import collate
 from qllava.data.dataset import select, training_set
-from qllava.model.build import load_model, processing_for
+from qllava.model.build import load_model
+from qllava.model.inputs import processing_for
 from qllava.model.projector import projector_of, put_projector, read_projector
 from qllava.recipe import resolve_recipe
 from qllava.recipe.schema import Parts

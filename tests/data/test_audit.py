@@ -14,7 +14,7 @@ from qllava.data.cores import spread
 from qllava.data.report import lines, summary
 from qllava.data.rows import rows_of
 from qllava.data.sample import parse
-from qllava.model.build import load_processing
+from qllava.model.inputs import load_processing
 from qllava.recipe.schema import Parts, Source
 
 

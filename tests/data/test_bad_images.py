@@ -14,7 +14,7 @@ from PIL import Image, features
 from qllava.data.dataset import select, training_set
 from qllava.data.image import check_image, open_image, read_image, to_pixels
 from qllava.errors import UserError
-from qllava.model.build import load_processing
+from qllava.model.inputs import load_processing
 from qllava.recipe.schema import Parts, Recipe, Source
 
 EMBEDDED = Parts(vision_tower="embedded", llm="embedded")

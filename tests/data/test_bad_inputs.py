@@ -15,7 +15,7 @@ from qllava.data.dataset import select, training_set
 from qllava.data.rows import from_columns
 from qllava.data.sample import Turn
 from qllava.errors import UserError
-from qllava.model.build import load_processing
+from qllava.model.inputs import load_processing
 from qllava.recipe import resolve_recipe
 from qllava.recipe.schema import Parts, Recipe, Source
 

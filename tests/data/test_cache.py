@@ -22,7 +22,7 @@ from qllava.data.dataset import training_set
 from qllava.data.image import open_image, to_pixels
 from qllava.data.rows import rows_of
 from qllava.errors import UserError
-from qllava.model.build import load_processing
+from qllava.model.inputs import load_processing
 from qllava.recipe.schema import Parts, Source
 
 MODES = ("RGB", "RGBA", "P", "L", "CMYK", "1", "LA")

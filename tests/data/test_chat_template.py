@@ -16,7 +16,7 @@ from qllava.data.sample import Sample, Turn
 from qllava.data.template import Image, Piece, Special
 from qllava.data.tokens import IGNORE, Encoder, encode_prompt, encode_sample
 from qllava.errors import UserError
-from qllava.model.build import EMBEDDED
+from qllava.model.base import EMBEDDED
 
 CHATML = """{% for message in messages %}{% if loop.first and message['role'] != 'system' %}{{ '<|im_start|>system
 You are a helpful assistant.<|im_end|>

@@ -8,7 +8,7 @@ from qllava.data.chat_template import chat_template
 from qllava.data.processing import load_tokenizer
 from qllava.data.sample import Turn
 from qllava.errors import UserError
-from qllava.model.build import EMBEDDED
+from qllava.model.base import EMBEDDED
 
 THINKING = (  # as Qwen3's: an empty thought before the last answer alone, which a prompt does not hold
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}"

@@ -11,7 +11,7 @@ from qllava.data.collate import collate
 from qllava.data.dataset import select, training_set
 from qllava.data.tokens import IGNORE
 from qllava.errors import UserError
-from qllava.model.build import load_processing
+from qllava.model.inputs import load_processing
 from qllava.recipe.schema import Parts, Recipe, Source
 
 EMBEDDED = Parts(vision_tower="embedded", llm="embedded")

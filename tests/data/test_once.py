@@ -42,7 +42,7 @@ except (UserError, RunError, KeyError) as error:
 SELECT = """
 import json, os, sys
 from qllava.data import dataset
-from qllava.model.build import processing_for
+from qllava.model.inputs import processing_for
 from qllava.recipe import resolve_recipe
 
 bad = dataset._bad

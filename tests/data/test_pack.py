@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from qllava.data.pack import pack
 
 IMAGE, TOKEN, PATCHES = -200, 99, 3
-PROCESSING = SimpleNamespace(image_tokens=PATCHES, image_token_id=TOKEN, pad_token_id=0)
+PROCESSING = SimpleNamespace(counts=lambda row: PATCHES, image_token_id=TOKEN, pad_token_id=0)
 
 
 def row(ids, labels, key=None, image=0.0):

@@ -7,7 +7,7 @@ import pytest
 from qllava.data.processing import Processing, load_tokenizer, make_template
 from qllava.data.tokens import Encoder
 from qllava.errors import UserError
-from qllava.model.build import EMBEDDED
+from qllava.model.base import EMBEDDED
 
 
 def processing(template, specials=()):

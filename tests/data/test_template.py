@@ -31,6 +31,7 @@ LLAMA = "<s>[INST] <<SYS>>\nYou are a helpful, respectful and honest assistant. 
 CHATML = "<s><|im_start|>system\nAnswer the questions.<|im_end|><|im_start|>user\n"
 MPT = "<s><|im_start|>system\nA conversation between a user and an LLM-based AI assistant. The assistant gives helpful and honest answers.<|im_end|><|im_start|>user\n"
 V0 = "<s>A chat between a curious human and an artificial intelligence assistant. The assistant gives helpful, detailed, and polite answers to the human's questions.\n\n### Human: "
+LLAMA_3 = "<s><|start_header_id|>system<|end_header_id|>\n\nYou are a helpful language and vision assistant. You are able to understand the visual content that the user provides, and assist the user with a variety of tasks using natural language.<|eot_id|><|start_header_id|>user<|end_header_id|>\n\n"
 IM_TURNS = (
     "<image>\nWhat is it?<|im_end|><|im_start|>assistant\nA cat.<|im_end|>",
     "<|im_start|>user\nAnd its color?<|im_end|><|im_start|>assistant\n",
@@ -46,6 +47,12 @@ TURNS = {  # what stands in front, the first turn, the second turn's question, i
     ),
     "llava_llama_2": (LLAVA, *LLAMA_TURNS),
     "llama_2": (LLAMA, *LLAMA_TURNS),
+    "llama_3": (
+        LLAMA_3,
+        "<image>\nWhat is it?<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\nA cat.<|eot_id|>",
+        "<|start_header_id|>user<|end_header_id|>\n\nAnd its color?<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
+        "Black.<|eot_id|>",
+    ),
     "mistral_instruct": (
         "<s>[INST] ",
         "<image>\nWhat is it? [/INST] A cat. </s>",
@@ -66,6 +73,7 @@ ENDS = {  # what stands before an answer and is learned with it, and what closes
     "llava_llama_2": (" ", " </s>"),
     "llama_2": (" ", " </s>"),
     "mistral_instruct": (" ", " </s>"),
+    "llama_3": ("", "<|eot_id|>"),
     "chatml_direct": ("", "<|im_end|>"),
     "mpt": ("", "<|im_end|>"),
     "v0": (" ", "\n###"),
@@ -187,7 +195,7 @@ def test_only_the_tokenizers_own_begin_opens_chatml():
     always = {n: [p.always for p in get_template(n).pieces(TALK) if isinstance(p, Begin)] for n in CHATS}
     assert {n for n, a in always.items() if a == [False]} == {"chatml_direct", "mpt"}
     assert {n for n, a in always.items() if a == [True, True]} == {"llama_2", "llava_llama_2"}
-    assert {n for n, a in always.items() if a == [True]} == {"vicuna_v1", "mistral_instruct", "v0"}
+    assert {n for n, a in always.items() if a == [True]} == {"vicuna_v1", "mistral_instruct", "v0", "llama_3"}
 
 
 def test_plain_is_the_image_and_its_caption():
@@ -219,7 +227,7 @@ def test_templates_of_the_papers_llms(llm, size, template):
 
 
 def test_every_llm_of_the_paper_has_a_template_that_there_is():
-    assert len(TEMPLATE_OF) == 8 and set(TEMPLATE_OF.values()) <= set(TEMPLATES)
+    assert len(TEMPLATE_OF) == 12 and set(TEMPLATE_OF.values()) <= set(TEMPLATES)
 
 
 def test_auto_for_another_llm_says_what_to_do():

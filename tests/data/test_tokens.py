@@ -17,7 +17,7 @@ from qllava.data.sample import Sample, Turn
 from qllava.data.template import TEMPLATES, get_template
 from qllava.data.tokens import IGNORE, IMAGE, Encoder, encode_sample
 from qllava.errors import UserError
-from qllava.model.build import EMBEDDED
+from qllava.model.base import EMBEDDED
 
 
 @functools.cache

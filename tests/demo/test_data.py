@@ -12,7 +12,7 @@ from qllava.data.sample import read_samples
 from qllava.data.tokens import Encoder
 from qllava.demo import captions, corpus, easyvqa, emoji, world
 from qllava.demo.pretrain_language import LESSONS, OTHER_WEIGHT, TEMPLATE, row
-from qllava.model.build import EMBEDDED
+from qllava.model.base import EMBEDDED
 
 
 def test_easy_vqa_is_whole(tmp_path):

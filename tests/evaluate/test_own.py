@@ -19,7 +19,8 @@ from qllava.evaluate.generate import generate
 from qllava.evaluate.metrics import check, kind_of, normalize, rouge_l, vqa_accuracy
 from qllava.evaluate.own import evaluate, figures, own_questions, score
 from qllava.evaluate.question import Question
-from qllava.model.build import load_model, load_processing
+from qllava.model.build import load_model
+from qllava.model.inputs import load_processing
 from qllava.recipe import resolve_recipe
 from qllava.recipe.schema import Parts
 

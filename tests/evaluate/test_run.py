@@ -68,6 +68,21 @@ def test_all_of_them_run(done, root):
     assert all(results[name]["submission"] for name in SERVERS | {"mmvet"})
 
 
+def test_what_is_present_is_asked(base, root, tmp_path, capsys):
+    """VQAv2 has its questions here, and not the list that a submission answers in whole."""
+    shutil.copytree(root / "vqav2", tmp_path / "vqav2", ignore=shutil.ignore_patterns("*test2015.jsonl"))
+    shutil.copy(root / "vqav2/llava_vqav2_mscoco_test-dev2015.jsonl", tmp_path / "vqav2")
+    for name in ("pope", "textvqa"):
+        (tmp_path / name).symlink_to(root / name)
+    out = tmp_path / "out"
+    found = benchmark(base, ["present"], tmp_path, out=out)
+    assert list(found) == ["textvqa_ocr", "textvqa_noocr", "pope"]
+    told = capsys.readouterr().err
+    assert "Left out: GQA" in told and "Left out: VQAv2" in told and "Left out: POPE" not in told
+    with pytest.raises(UserError, match=r"(?s)GQA.*MM-Vet"):
+        benchmark(base, ["present"], tmp_path / "out")
+
+
 def test_answers_are_scored_again_without_a_model(done, root, tmp_path):
     out, results = done
     for name in ("pope", "gqa", "scienceqa", "textvqa_ocr", "seed", "mme"):

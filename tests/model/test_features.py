@@ -16,10 +16,11 @@ from qllava.data.dataset import training_set
 from qllava.data.rows import rows_of
 from qllava.errors import RunError, UserError
 from qllava.model import feature_cache
-from qllava.model.build import load_model, load_processing
+from qllava.model.build import load_model
 from qllava.model.feature_cache import keep_features, open_features, tower_digest
 from qllava.model.features import install_features, layers_read, tower_features
 from qllava.model.forward import install_loss
+from qllava.model.inputs import load_processing
 from qllava.recipe.schema import Parts, Source
 
 EMBEDDED = Parts(vision_tower="embedded", llm="embedded")

@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 from qllava.errors import UserError
-from qllava.model.build import EMBEDDED
+from qllava.model.base import EMBEDDED
 from qllava.model.fingerprint import fingerprint
 
 

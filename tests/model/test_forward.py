@@ -15,9 +15,10 @@ from qllava.data.dataset import training_set
 from qllava.data.pack import pack
 from qllava.data.rows import rows_of
 from qllava.model.attention import install_attention
-from qllava.model.build import load_model, load_processing
+from qllava.model.build import load_model
 from qllava.model.forward import install_loss
 from qllava.model.fused import fuse
+from qllava.model.inputs import load_processing
 from qllava.recipe.schema import Parts, Source
 
 EMBEDDED = Parts(vision_tower="embedded", llm="embedded")

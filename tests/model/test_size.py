@@ -7,7 +7,7 @@ from conftest import LLMS, TOWER
 from transformers import CLIPVisionConfig, LlamaConfig
 
 from qllava.model.size import disk_needed, size_of
-from qllava.recipe import load_recipe
+from qllava.recipe import load_recipe, resolve_recipe
 
 
 @pytest.mark.parametrize(
@@ -32,3 +32,26 @@ def test_disk_is_checkpoints_and_the_artifact():
     found = disk_needed(load_recipe("demo/instruct"))
     trained = found["trainable_parameters"]
     assert found["bytes"] == 3 * 12 * trained + 4 * trained  # save_total_limit 2, and the one being written
+    assert found["checkpoint"] == 12 * trained
+    assert disk_needed(load_recipe("demo/instruct"), copies=2)["checkpoint"] == 20 * trained
+
+
+def test_disk_of_a_whole_model_counts_what_is_frozen_too():
+    values = {
+        "stage": "instruct",
+        "tune": "full",
+        "base": {"vision_tower": "embedded", "llm": "embedded"},
+        "output_dir": "x",
+    }
+    recipe = resolve_recipe(
+        {
+            **values,
+            "data": [{"path": "x"}],
+            "global_batch_size": 1,
+            "learning_rate": 1e-3,
+            "per_device_train_batch_size": 1,
+        }
+    )
+    size = size_of(recipe)
+    assert size.total > size.trainable
+    assert disk_needed(recipe)["checkpoint"] == 4 * size.total + 8 * size.trainable

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from qllava.errors import UserError
 from qllava.recipe import load_recipe, resolve_recipe
-from qllava.recipe.load import merge, parse_override
+from qllava.recipe.load import merge, parse_override, read_yaml
 
 GOOD = {
     "stage": "instruct",
@@ -84,11 +84,11 @@ def test_extends_holds_only_the_difference(tmp_path):
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ("- a\n- b\n", "holds list"),
+        ("- a\n- b\n", "holds a list"),
         ("a: [\n", "is not a YAML file"),
         ("extends: self.yaml\n", "extends itself"),
         ("extends: gone.yaml\n", "No recipe at"),
-        ("", "holds NoneType"),
+        ("", "is empty"),
         ("extends: 3\n", "extends names one YAML file"),
         ("a: 2026-99-99\n", "is not a YAML file"),
     ],
@@ -221,3 +221,37 @@ def test_starts_of_lora_by_their_names():
     for init in ("true", "gaussian", "orthogonal", "eva", "olora", "pissa", "pissa_niter_16", "loftq"):
         recipe = load_recipe("demo/instruct", [f"lora.init_lora_weights={init}"])
         assert recipe.lora.init_lora_weights == (True if init == "true" else init)
+
+
+def test_a_key_that_stands_twice_is_named_with_its_line(tmp_path):
+    path = tmp_path / "a.yaml"
+    for text, says in (
+        ("stage: instruct\ntune: lora\nstage: pretrain\n", "line 3: 'stage' stands there a second time"),
+        ("lora:\n  r: 1\n  lora_alpha: 2\n  r: 3\n", "line 4: 'r' stands there a second time"),
+        ("data: [{path: a, path: b}]\n", "line 1: 'path' stands there a second time"),
+    ):
+        path.write_text(text)
+        with pytest.raises(UserError, match=says):
+            load_recipe(path)
+    with pytest.raises(UserError, match="'r' stands there a second time"):
+        parse_override("lora={r: 1, r: 2}")
+    path.write_text("x: &x {r: 1}\nlora: {<<: *x, r: 2}\n")
+    assert read_yaml(path)["lora"] == {"r": 2}
+
+
+def test_an_alias_that_holds_itself(tmp_path):
+    path = tmp_path / "a.yaml"
+    for text in ("data: &a {x: *a}\n", "data: &a [*a]\n"):
+        path.write_text(text)
+        with pytest.raises(UserError, match="holds itself"):
+            load_recipe(path)
+
+
+def test_what_is_no_mapping_is_called_what_it_should_be(tmp_path):
+    path = tmp_path / "a.yaml"
+    for text, holds in (("", "is empty"), ("- a\n", "holds a list")):
+        path.write_text(text)
+        with pytest.raises(UserError, match=f"is not a recipe: it {holds}"):
+            read_yaml(path)
+        with pytest.raises(UserError, match=f"is not a mix: it {holds}"):
+            read_yaml(path, kind="mix")

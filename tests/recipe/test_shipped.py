@@ -8,12 +8,13 @@ from conftest import ROOT
 from qllava.errors import UserError
 from qllava.recipe import copy_shipped, list_shipped, load_recipe
 from qllava.recipe.schema import Recipe
+from qllava.recipe.shipped import LAUNCH
 
-FILES = sorted(f for f in (ROOT / "recipes").rglob("*.yaml") if f.parent.name != "cluster")
+FILES = sorted(f for f in (ROOT / "recipes").rglob("*.yaml") if f.parent.name not in LAUNCH)
 
 
 def test_none_is_overlooked():
-    assert len(FILES) == 14
+    assert len(FILES) == 76
     assert {s.path for s in list_shipped()} == set(FILES)
 
 
@@ -23,9 +24,9 @@ def test_loads_and_says_what_it_is(file):
     assert isinstance(recipe, Recipe)
     lines = file.read_text().splitlines()
     assert lines[0].startswith("# ") and len(lines[0]) > 30
-    assert any(f"qllava train {file.parent.name}/{file.stem}" in line for line in lines), (
-        "its launch command is not in it"
-    )
+    assert any(
+        f"qllava train {file.relative_to(ROOT / 'recipes').with_suffix('').as_posix()}" in line for line in lines
+    ), "its launch command is not in it"
 
 
 @pytest.mark.parametrize("size", ["7b", "13b"])
@@ -66,3 +67,15 @@ def test_schema_describes_every_field():
     properties = Recipe.model_json_schema()["properties"]
     assert set(properties) == set(Recipe.model_fields)
     assert "description" in properties["projector_learning_rate"]
+
+
+@pytest.mark.parametrize("size", ["7b", "13b"])
+def test_hd_is_the_plain_recipe_on_tiles(size):
+    align = load_recipe(f"ablations/hd/{size}-align")
+    assert align.base.max_tiles is None and align.image_aspect_ratio == "square" and size in align.base.llm
+    for kind in ("full", "lora", "qlora"):
+        plain, hd = load_recipe(f"llava15-{size}/instruct-{kind}"), load_recipe(f"ablations/hd/{size}-instruct-{kind}")
+        assert hd.projector == align.output_dir and hd.base.max_tiles == 6 and hd.max_length == 4096
+        assert hd.base.vision_tower == align.base.vision_tower == "openai/clip-vit-large-patch14"
+        own = {"base", "projector", "max_length", "per_device_train_batch_size", "output_dir"}
+        assert {k for k in type(hd).model_fields if getattr(hd, k) != getattr(plain, k)} == own

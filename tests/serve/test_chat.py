@@ -8,7 +8,8 @@ from PIL import Image
 
 from qllava.artifact.load import Loaded
 from qllava.errors import UserError
-from qllava.model.build import load_model, load_processing
+from qllava.model.build import load_model
+from qllava.model.inputs import load_processing
 from qllava.recipe.schema import Parts
 from qllava.serve.chat import Chat, talk
 

@@ -1,21 +1,21 @@
 """`qllava` under FSDP2 on a CPU: accelerate keeps its FSDP for accelerators and would run DDP here. Nothing else is changed, so
 that the package's own path (its trainer, accelerate's and transformers' FSDP2, torch's fully_shard over gloo) is what runs.
 
-With $PEAKS, a folder, each process writes there how much memory it has held at most when the model is made, and when it is cut.
+With $PEAKS, a folder, each process writes there how much memory (MiB) it has held at most before the model is cut, what it holds
+then, and the most while it is cut: `cut-RANK`; and the same of what is saved being gathered: `gathered-RANK`.
 """
 
 import os
 import re
 from pathlib import Path
 
-import accelerate.accelerator
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
 
 from qllava.train import engine as engines
+from qllava.train.trainer import LlavaTrainer
 
 init = AcceleratorState.__init__
-cut = accelerate.accelerator.fsdp2_prepare_model
 
 
 def init_with_fsdp(self, *args, fsdp_plugin=None, **kwargs):
@@ -26,24 +26,32 @@ def init_with_fsdp(self, *args, fsdp_plugin=None, **kwargs):
         self.fsdp_plugin = fsdp_plugin
 
 
-def cut_and_tell(accelerator, model):
-    peaks = [peak()]
-    model = cut(accelerator, model)
-    Path(os.environ["PEAKS"], os.environ["RANK"]).write_text(f"{peaks[0]} {peak()}")
-    return model
+def telling(name, function):
+    def told(*args):
+        before = held("VmHWM")
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        now, result = held("VmRSS"), function(*args)
+        Path(os.environ["PEAKS"], f"{name}-{os.environ['RANK']}").write_text(f"{before} {now} {held('VmHWM')}")
+        return result
+
+    return told
 
 
-def peak():
-    """MiB. (What getrusage tells begins with what the parent held.)"""
-    return int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) >> 10
+def held(kind):
+    """(What getrusage tells begins with what the parent held.)"""
+    return int(re.search(rf"{kind}:\s+(\d+)", Path("/proc/self/status").read_text())[1]) >> 10
 
 
 if __name__ == "__main__":
     from qllava.cli import main
-    from qllava.train import run
+    from qllava.train import keeping, run
 
-    AcceleratorState.__init__ = init_with_fsdp
-    run.launched = lambda cpu: engines.launched(False)
+    if "ACCELERATE_USE_FSDP" in os.environ:
+        AcceleratorState.__init__ = init_with_fsdp
+        run.launched = lambda cpu: engines.launched(False)
     if os.environ.get("PEAKS"):
-        accelerate.accelerator.fsdp2_prepare_model = cut_and_tell
+        if engines.launched(False).name == "fsdp2":
+            LlavaTrainer._prepare_for_training = telling("cut", LlavaTrainer._prepare_for_training)
+        keeping.send_pieces = telling("cut", keeping.send_pieces)
+        keeping.whole_state = telling("gathered", keeping.whole_state)
     main()

@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from qllava.api import assemble, load, merge, train, verify
 from qllava.artifact.load import Loaded
 from qllava.errors import RunError, UserError
-from qllava.model.build import load_model, processing_for
+from qllava.model.build import load_model
+from qllava.model.inputs import processing_for
 from qllava.recipe import resolve_recipe
 
 STARTS = {

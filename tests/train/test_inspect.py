@@ -8,7 +8,7 @@ import pytest
 from test_cli import run
 
 from qllava.errors import UserError
-from qllava.model.build import EMBEDDED
+from qllava.model.base import EMBEDDED
 from qllava.train.inspect import of_file
 
 LLM = EMBEDDED / "llm"

@@ -9,10 +9,12 @@ import time
 
 import pytest
 import yaml
+from transformers import TrainerControl
 
 from qllava.api import load, train
 from qllava.errors import RunError, UserError
 from qllava.recipe import resolve_recipe
+from qllava.train import callbacks
 from qllava.train.checkpoint import newest_good
 
 
@@ -85,3 +87,15 @@ def test_a_flipped_byte_in_an_adapter_is_refused(recipe_values):
     file.write_bytes(data)
     with pytest.raises(RunError, match=r"projector\.safetensors is not the file"):
         load(folder)
+
+
+def test_who_was_not_told_says_why_it_stops(monkeypatch, capsys):
+    """The process that people read may be on another machine than the launcher that got the signal."""
+    monkeypatch.setattr(callbacks, "anywhere", lambda asked: True)
+    stop, control = callbacks.OrderlyStop(peers=None), TrainerControl()
+    for _ in range(2):
+        stop.on_step_end(None, None, control)
+    assert control.should_save and control.should_training_stop
+    assert (
+        capsys.readouterr().err.count("Stopping after this step, with a checkpoint: another process was told to.") == 1
+    )

@@ -13,6 +13,7 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 from qllava.model.quantize import four_bits
 from qllava.recipe import resolve_recipe
 from qllava.recipe.schema import Quantization
+from qllava.train.engine import Engine
 from qllava.train.memory import Batch, Shape, estimate, four_bit_bytes, kept_by_layer, operations
 
 VALUES = {
@@ -100,3 +101,17 @@ def test_more_of_anything_takes_more():
     assert estimate(ours, shape, Batch(1024, 1, 100), torch.bfloat16, 4, "cuda").peak < base
     plain = recipe(fused_layers=False)
     assert estimate(plain, shape, Batch(1024, 1, 100), torch.bfloat16, 0, "cuda").peak > base
+
+
+def test_what_a_whole_model_that_trains_keeps_besides():
+    """All logits at once, for the head learns; under DDP autocast's copy of all weights to the end of the forward pass."""
+    values = {k: v for k, v in VALUES.items() if k != "lora"}
+    full = resolve_recipe({**values, "tune": "full", "fused_layers": False})
+    shape, few, many = Shape(full, vicuna()), Batch(2048, 1, 200), Batch(2048, 1, 2000)
+
+    def memory(batch, engine):
+        return estimate(full, shape, batch, torch.bfloat16, shape.layers, "cuda", engine=Engine(engine, 8))
+
+    trained = sum(n for part, n in shape.trained.items() if part != "projector")
+    assert memory(few, "ddp").kept - memory(few, "fsdp2").kept == pytest.approx(2 * trained * 31 / 32, rel=1e-6)
+    assert memory(many, "fsdp2").working == 2000 * 32064 * 12 > memory(few, "fsdp2").working

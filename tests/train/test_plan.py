@@ -19,7 +19,7 @@ def recipe(recipe_values, **changes):
 def test_the_micro_batches_it_expects_are_those_that_come(recipe_values):
     """The largest of all, and the sum of the averages, against every batch of an epoch."""
     from qllava.data.dataset import select, training_set
-    from qllava.model.build import processing_for
+    from qllava.model.inputs import processing_for
 
     for changes in ({}, {"packing": False}, {"pairing": "shared"}):
         ours = recipe(recipe_values, **changes)

@@ -14,7 +14,7 @@ from qllava.api import load, merge, train
 from qllava.data.collate import collate
 from qllava.data.dataset import hold_out, select
 from qllava.errors import UserError
-from qllava.model.build import processing_for
+from qllava.model.inputs import processing_for
 from qllava.recipe import resolve_recipe
 
 

@@ -46,11 +46,22 @@ def convert(
     found = look(source)
     if base is not None and found.whole:
         raise UserError(f"{source} is a whole model; --base goes with an adapter.")
+    _refuse_tiles(found, to)
     if to == "original":
         return _to_original(found, out, base, vision_tower)
     if to in ("gguf", "vllm"):
         return _to_serve(found, to, out, outtype)
     return _to_hf(found, out, base, vision_tower)
+
+
+def _refuse_tiles(found: Source, to: str) -> None:
+    """Raises `UserError` where a LLaVA-1.5-HD, or an adapter on one, is to go where no tiles are known."""
+    from ...model.tiles import is_tiled
+    from .folder import TILED
+
+    base = found.manifest.base.source if found.manifest is not None and found.manifest.base is not None else None
+    if to != "hf" and (is_tiled(found.config) or is_tiled(base)):
+        raise UserError(f"{found.path} is {TILED}")
 
 
 def _to_original(found: Source, out: Path, base: str | None, vision_tower: str | None) -> Path:
@@ -113,6 +124,7 @@ def _merged(source: str | Path, to: str, out: Path, base: str | None, vision_tow
     found = look(source)
     if found.whole:
         raise UserError(f"{source} is a whole model already; there is nothing to merge.")
+    _refuse_tiles(found, to)
     with _scratch(out) as scratch:
         adapter = found.path
         if found.kind != "adapter":

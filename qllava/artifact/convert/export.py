@@ -22,16 +22,18 @@ from ... import console
 from ...data.processing import load_image_processor, load_tokenizer
 from ...errors import UserError
 from ...model import dialects
-from ...model.build import config_of, locate
+from ...model.base import config_of, locate
 from ...model.lora import LANGUAGE
 from ...model.projector import MARK, read_projector
+from ...model.projectors import kind_of, projector_type
 from ...model.tower import FILE as TOWER_FILE
+from ...recipe.projector import LINEAR
 from ...recipe.schema import Parts
 from ..delta import CONFIG, read_lora
 from ..load import base_of, find_artifact
 from ..manifest import Manifest, read_manifest, writing
 from .original import RECORD, check_state, published
-from .original_config import flat_config, own_size, write_tokenizer
+from .original_config import check_projector, flat_config, own_size, write_tokenizer
 from .peft_config import alpha_of
 from .read import State, read_whole_state
 from .source import PROJECTOR, TRAINABLES, Source
@@ -88,7 +90,8 @@ def export_whole(source: Source, out: Path, vision_tower: str | None = None) -> 
     size = own_size(tokenizer, record)
     state = published(read_whole_state(source.path))
     check_state(state, config, source.path)  # 4-bit weights do not pass
-    state = {dialects.to_original(dialects.to_runtime(k)): v for k, v in state.items()}
+    linear = check_projector(projector_type(config)) == LINEAR
+    state = {dialects.to_original(dialects.to_runtime(k), linear): v for k, v in state.items()}
     size = min(size, len(state[TABLES[0]]))
     tower = {k: v for k, v in state.items() if k.startswith("model.vision_tower.")}
     state = {k: v[:size].clone() if k in TABLES else v.contiguous() for k, v in state.items() if k not in tower}
@@ -158,7 +161,9 @@ def export_adapter(
         )
     own = manifest.report.get(RECORD, {})
     dtype = getattr(torch, own.get("projector_dtype", "float32"))
-    projector = {dialects.to_original(f"model.{MARK}{k}"): v.to(dtype) for k, v in read_projector(folder).items()}
+    held = read_projector(folder)
+    linear = check_projector(kind_of(held)) == LINEAR
+    projector = {dialects.to_original(f"model.{MARK}{k}", linear): v.to(dtype) for k, v in held.items()}
     flat = _adapter_config(manifest, base, vision_tower)
     if flat is not None and _tower_trained(manifest):
         flat["unfreeze_mm_vision_tower"] = True  # its base's weights hold the tower

@@ -13,13 +13,19 @@ from safetensors import SafetensorError, safe_open
 
 from ...errors import UserError
 from ...model import dialects
-from ...model.build import read_config
+from ...model.base import read_config
 from ...model.fingerprint import weight_files
+from ...model.projectors import KIND as QLLAVA
+from ...model.tiles import is_tiled
 from ..load import FINAL, find_artifact
 from ..manifest import verify_quick
 from .read import read_json
 
 TOWER = "vision_tower.vision_model."
+TILED = (  # behind the folder's name
+    "a LLaVA-1.5-HD, whose tiles neither the original's code nor llama.cpp nor vLLM can pack. Serve it with qllava chat; its merged "
+    "model's README.md has lines for plain transformers."
+)
 PROCESSORS = ("processor_config.json", "preprocessor_config.json")
 
 
@@ -45,6 +51,13 @@ def whole_model(source: str | Path, remedy: str) -> Path:
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder} is no model's folder: it has no config.json. {remedy}")
     config = read_config(str(folder))
+    if is_tiled(str(folder)):
+        raise UserError(f"{folder} is {TILED}")
+    if config.model_type == QLLAVA:
+        raise UserError(
+            f"{folder} has the projector {config.projector_type}, and the LLaVA of llama.cpp and of vLLM has mlp2x_gelu alone. "
+            "`--to original` writes linear and deeper MLPs for LLaVA's own code."
+        )
     if config.model_type != "llava":
         raise UserError(f"{folder} is a {config.model_type}, not a LLaVA in the Hugging Face layout.")
     if getattr(config, "quantization_config", None) is not None:

@@ -15,11 +15,13 @@ from torch import nn
 
 from ...errors import RunError, UserError
 from ...model import dialects
-from ...model.build import config_of, portable, skeleton, sources
+from ...model.base import config_of, portable, skeleton, sources
 from ...model.fingerprint import fingerprint
 from ...model.lora import LANGUAGE
 from ...model.projector import FILE as PROJECTOR_FILE
 from ...model.projector import MARK, read_projector
+from ...model.projectors import described, kind_of
+from ...recipe.projector import DEEPEST
 from ...recipe.schema import Parts
 from ..delta import CONFIG, WEIGHTS, Change, scaling_of
 from ..load import find_artifact
@@ -31,8 +33,7 @@ from .read import State, first_file, read_json, read_tensors
 from .source import ADAPTERS, PROJECTOR, TRAINABLES, Source, look
 
 LORA = (".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector", ".lora_magnitude_vector.weight")
-SEQUENTIAL = {"model.0.": "linear_1.", "model.2.": "linear_2."}  # XTuner's projector
-PROJECTOR_KEYS = {f"linear_{i}.{kind}" for i in (1, 2) for kind in ("weight", "bias")}
+SEQUENTIAL = {f"model.{2 * n - 2}.": f"linear_{n}." for n in range(1, DEEPEST + 1)}  # XTuner's projector
 
 
 @dataclass
@@ -64,13 +65,13 @@ def normalised(
         _refuse(source, found.strange)
     if source.config and "mm_projector_type" in source.config:
         check_config(source.config, source.path)
-    if found.projector and set(found.projector) != PROJECTOR_KEYS:
+    if found.projector and kind_of(found.projector) is None:
         raise UserError(
-            f"The projector in {source.path} is no mlp2x_gelu of LLaVA-1.5: it has {sorted(found.projector)}."
+            f"The projector in {source.path} is no mlp2x_gelu of LLaVA-1.5, nor another of LLaVA's: it has {sorted(found.projector)}."
         )
     given = base or found.config.get("base_model_name_or_path")
     alone = not found.lora and given is None
-    whole = None if alone else find_base(source, given, vision_tower)
+    whole = None if alone else find_base(source, given, vision_tower, kind_of(found.projector))
     dtypes = {str(v.dtype).removeprefix("torch.") for v in found.projector.values()}
     if not found.projector:
         found.projector = _bases_projector(source, whole)
@@ -210,8 +211,12 @@ def _fit(source: Source, found: Gathered, base: str | Parts) -> Any:
                 f"{a.shape[1]} to {b.shape[0]}, and the base's is of {linear.in_features} to {linear.out_features}."
             )
     own = {k: v.shape for k, v in model.model.multi_modal_projector.state_dict().items()}
-    if own != {k: v.shape for k, v in found.projector.items()}:
-        raise UserError(f"The projector in {source.path} does not fit the base {portable(base)}.")
+    given = {k: v.shape for k, v in found.projector.items()}
+    if own != given:
+        raise UserError(
+            f"The projector in {source.path} does not fit the base {portable(base)}: it is {described(given)}, and the base's is "
+            f"{described(own)}."
+        )
     if not found.lora:
         return None
     ranks = {module: tensors[LORA[0]].shape[0] for module, tensors in found.lora.items()}

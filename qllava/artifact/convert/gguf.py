@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 from ...errors import UserError
-from ...model.build import read_config
+from ...model.base import read_config
 from ..manifest import FILE, read_manifest, writing
 from . import gguf_llm, gguf_vision
 from .folder import Weights, name_of, pads, whole_model

@@ -6,6 +6,7 @@ transformers loads. The config that was read stays in the manifest (`report.orig
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +17,12 @@ from transformers import LlamaConfig, LlavaConfig
 from ... import console
 from ...errors import UserError
 from ...model import dialects
-from ...model.build import (
-    HARMLESS,
-    PADDED,
-    extra_ids,
-    llava_config,
-    load_processing,
-    load_tower,
-    plain_generation,
-    read_config,
-    skeleton,
-)
+from ...model.base import PADDED, extra_ids, llava_config, plain_generation, read_config, skeleton
+from ...model.build import HARMLESS, load_tower
+from ...model.inputs import load_processing
+from ...model.projectors import with_projector
 from ...model.whole import save_settings
+from ...recipe.projector import DEEPEST, LINEAR, PATTERN, RESAMPLER, named
 from ...recipe.schema import Parts
 from ..manifest import Manifest, writing
 from .read import State, read_whole_state
@@ -35,7 +30,6 @@ from .source import Source
 
 EXPECTED = {  # what makes it a LLaVA-1.5; a field that is absent has the first value
     "model_type": ("llava_llama", "llava", "llama"),
-    "mm_projector_type": ("mlp2x_gelu",),
     "mm_vision_select_feature": ("patch",),
     "mm_patch_merge_type": ("flat",),
     "image_aspect_ratio": ("square", "pad"),
@@ -55,6 +49,17 @@ def check_config(config: dict[str, Any], folder: Path) -> None:
                 f"{folder} is no LLaVA-1.5: its config.json has {name}: {value!r}, where only "
                 f"{' or '.join(map(repr, good))} can be converted."
             )
+    kind = projector_of(config)
+    if re.fullmatch(PATTERN, kind) is None or kind == RESAMPLER:
+        raise UserError(
+            f"{folder} is no LLaVA-1.5: its config.json has mm_projector_type: {kind!r}, where only 'linear' and 'mlp2x_gelu' to "
+            f"'{named(DEEPEST)}' can be converted."
+        )
+
+
+def projector_of(config: dict[str, Any]) -> str:
+    """The projector's name; LLaVA's builder takes `linear` where nothing is said."""
+    return config.get("mm_projector_type") or LINEAR
 
 
 def aspect_ratio(config: dict[str, Any]) -> str:
@@ -145,7 +150,8 @@ def to_hf(source: Source, out: Path, vision_tower: str | None = None) -> Path:
         text.vocab_size = -(-(pad_token + 1) // PADDED) * PADDED
         widen(state, text.vocab_size)
     text.pad_token_id = pad_token
-    config = llava_config(tower, text, image_token, parts.vision_feature_layer)
+    plain = llava_config(tower, text, image_token, parts.vision_feature_layer)
+    config = with_projector(plain, projector_of(source.config), None)
     check_state(state, config, source.path)
     dtype = str(state[TABLES[0]].dtype).removeprefix("torch.")
     manifest = Manifest(

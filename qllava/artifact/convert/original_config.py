@@ -10,7 +10,10 @@ from typing import Any
 from transformers import LlavaConfig
 
 from ...errors import UserError
-from ...model.build import IMAGE_TOKEN, PAD_TOKEN
+from ...model.base import IMAGE_TOKEN, PAD_TOKEN
+from ...model.projectors import projector_type
+from ...model.towers import CLIP
+from ...recipe.projector import MLP, RESAMPLER
 
 LLAMA = (
     "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "hidden_act",
@@ -29,6 +32,17 @@ def own_size(tokenizer: Any, record: dict[str, Any]) -> int:
     while size - 1 in last:
         size -= 1
     return size
+
+
+def check_projector(kind: str | None) -> str:
+    """The projector's name, which the original's code has too.
+
+    Raises:
+        UserError: it has no such projector.
+    """
+    if kind is None or kind == RESAMPLER:
+        raise UserError(f"The original's code has linear and mlpNx_gelu projectors, and this is {kind or 'another'}.")
+    return kind
 
 
 def flat_config(
@@ -53,7 +67,10 @@ def flat_config(
             f"The original's code reads LLaVA-1.5 on a Llama with one layer of the tower; this is a {text.model_type} with "
             f"vision_feature_layer {config.vision_feature_layer}."
         )
-    if config.projector_hidden_act != "gelu":
+    if vision.model_type != CLIP:
+        raise UserError(f"The original's code knows CLIP towers alone; this one is a {vision.model_type}.")
+    projector = check_projector(projector_type(config))
+    if projector == MLP and config.projector_hidden_act != "gelu":
         raise UserError(f"The original's projector has a GELU; this one has {config.projector_hidden_act}.")
     rope = dict(getattr(text, "rope_parameters", None) or {})
     theta, kind = rope.pop("rope_theta", 10000.0), rope.pop("rope_type", "default")
@@ -61,7 +78,7 @@ def flat_config(
     return flat | {
         "architectures": ["LlavaLlamaForCausalLM"], "model_type": "llava_llama", "vocab_size": size, "pad_token_id": None,
         "rope_theta": theta, "rope_scaling": None if kind == "default" else {"type": kind, **rope}, "use_cache": True,
-        "mm_vision_tower": tower, "mm_hidden_size": vision.hidden_size, "mm_projector_type": "mlp2x_gelu",
+        "mm_vision_tower": tower, "mm_hidden_size": vision.hidden_size, "mm_projector_type": projector,
         "mm_vision_select_layer": config.vision_feature_layer, "mm_patch_merge_type": "flat",
         "mm_vision_select_feature": "patch" if config.vision_feature_select_strategy == "default" else "cls_patch",
         "tune_mm_mlp_adapter": False, "freeze_mm_mlp_adapter": False, "use_mm_proj": True, "mm_use_im_start_end": False,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ...errors import UserError
+from ...model.tiles import is_tiled
 from ..load import find_artifact
 from ..manifest import FILE, Manifest, read_manifest, verify_quick
 from .read import first_file, read_json, weight_shards
@@ -81,7 +82,7 @@ def peek(source: str | Path) -> Source | None:
     if first_file(folder, *XTUNER) and not weight_shards(folder):
         return Source("xtuner", folder, config)
     if config and weight_shards(folder):
-        is_hf = config.get("model_type") == "llava" and "text_config" in config
+        is_hf = (config.get("model_type") == "llava" or is_tiled(config)) and "text_config" in config
         return Source("hf" if is_hf else "original", folder, config)
     if first_file(folder, PROJECTOR):
         return Source("projector", folder, config)

@@ -16,13 +16,17 @@ from safetensors.torch import load_file, save_file
 
 from ...data.processing import load_tokenizer
 from ...errors import UserError
-from ...model.build import read_config
+from ...model.base import read_config
 from ...model.fingerprint import weight_files
+from ...model.projector import read_projector
+from ...model.projectors import kind_of
+from ...model.tiles import is_tiled
 from ...model.tower import FILE as TOWER_FILE
+from ...recipe.projector import MLP
 from ..delta import CONFIG, read_lora
 from ..load import find_artifact
 from ..manifest import FILE, Manifest, read_manifest, verify_quick, writing
-from .folder import TOWER, chat_template, image_settings, pads, published, settings, whole_model
+from .folder import TILED, TOWER, chat_template, image_settings, pads, published, settings, whole_model
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # vLLM's choices of --max-lora-rank; 16 is its default
 MERGE = "Merge it first (qllava merge ADAPTER --out DIR), and serve DIR."
@@ -84,6 +88,13 @@ def lint_vllm(folder: str | Path) -> list[str]:
 
 
 def _lint_adapter(folder: Path) -> list[str]:
+    base = read_manifest(folder).base
+    if base is not None and is_tiled(base.source):
+        return [f"Refused: {folder} is {TILED}"]
+    if (kind := kind_of(read_projector(folder))) != MLP:
+        return [
+            f"Refused: {folder} has the projector {kind}, and vLLM's LLaVA has {MLP} alone, merged or not. Serve it with qllava chat."
+        ]
     lines = [
         "Ignored: projector.safetensors. vLLM serves LoRA alone, so this adapter would answer through the base's projector, "
         f"without an error. {MERGE}"

@@ -45,11 +45,11 @@ def benchmark(name: str) -> Benchmark:
 
 
 def named(names: Sequence[str]) -> list[Benchmark]:
-    """The benchmarks of these names, each once; `all` is all of them.
+    """The benchmarks of these names, each once; `all` is all of them, and so is `present`.
 
     Raises:
         UserError: there is none of a name.
     """
     if isinstance(names, str):
         raise UserError(f"Benchmarks are named in a list, such as [{names!r}].")
-    return [benchmark(name) for name in (BENCHMARKS if "all" in names else dict.fromkeys(names))]
+    return [benchmark(name) for name in (BENCHMARKS if {"all", "present"} & set(names) else dict.fromkeys(names))]
