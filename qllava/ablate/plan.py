@@ -1,10 +1,12 @@
 """Which runs a study takes, in order, and what each of them is known again by. No run is started here.
 
-Two arms whose chains begin alike share those runs: a run is what its recipe, seed and forerunners say, and is made once.
+Two arms whose chains begin alike share those runs: a run is what its recipe, seed and forerunners say, and is made once. One
+that an earlier call has begun stays where it lies, whichever arms have joined the study since.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Sequence
@@ -26,6 +28,10 @@ FREE = {
 }  # fmt: skip
 
 
+def _digest(values: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
 @dataclass(frozen=True)
 class Run:
     """One process: a stage of an arm with one seed, or the evaluation of a model."""
@@ -40,7 +46,7 @@ class Run:
 
     @property
     def digest(self) -> str:
-        return hashlib.sha256(json.dumps(self.values, sort_keys=True).encode()).hexdigest()[:16]
+        return _digest(self.values)
 
     @property
     def record(self) -> Path:
@@ -72,12 +78,19 @@ def plan(study: Study, out: Path, seeds: Sequence[int], only: Sequence[str] = ()
                 f"The study has no arm '{name}'.{nearest(name, study.arms)} It has {', '.join(study.arms)}."
             )
     known: dict[str, Run] = {}  # by digest
+    begun = _begun(out)
     scored: dict[tuple[str, int], dict[str, Run]] = {}
     for arm in study.arms:
         for seed in seeds:
-            chain = _chain(study, arm, seed, out, known)
-            scored[arm, seed] = {e: _evaluation(study, arm, seed, e, out, chain, known) for e in study.evaluate}
-    by_name = {run.name: run for run in known.values()}
+            chain = _chain(study, arm, seed, out, known, begun)
+            scored[arm, seed] = {e: _evaluation(study, arm, seed, e, out, chain, known, begun) for e in study.evaluate}
+    by_name: dict[str, Run] = {}
+    for run in known.values():
+        if by_name.setdefault(run.name, run) is not run:
+            raise UserError(
+                f"{run.folder} holds a run that two arms lay claim to now: one by its name, one by what it says. Name another "
+                "--out, or give the arm that has changed a new name."
+            )
     wanted = {k: v for k, v in scored.items() if not only or k[0] in only}
     needed: dict[str, Run] = {}
 
@@ -92,7 +105,18 @@ def plan(study: Study, out: Path, seeds: Sequence[int], only: Sequence[str] = ()
     return Plan(needed, wanted)
 
 
-def _chain(study: Study, arm: str, seed: int, out: Path, known: dict[str, Run]) -> dict[str, Run]:
+def _begun(out: Path) -> dict[str, Path]:
+    """The folders of runs that earlier calls have begun, by digest."""
+    folders: dict[str, Path] = {}
+    for record in sorted(out.glob("*/seed-*/*.json")):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # what it is instead, `belongs` says
+            folders.setdefault(json.loads(record.read_text(encoding="utf-8"))["digest"], record.with_suffix(""))
+    return folders
+
+
+def _chain(
+    study: Study, arm: str, seed: int, out: Path, known: dict[str, Run], begun: dict[str, Path]
+) -> dict[str, Run]:
     """The arm's stages with this seed."""
     chain: dict[str, Run] = {}
     for name, stage in study.stages.items():
@@ -108,11 +132,11 @@ def _chain(study: Study, arm: str, seed: int, out: Path, known: dict[str, Run]) 
         # Without defaults, so that a field that a later version brings makes no other run of it.
         values = {k: v for k, v in meant.model_dump(mode="json", exclude_defaults=True).items() if k not in FREE}
         values["prepare"] = study.prepare if DATA in words(fields) else None
-        folder = out / arm / f"seed-{seed}" / name
+        folder = begun.get(_digest(values), out / arm / f"seed-{seed}" / name)
         real = {s: str(run.folder) for s, run in chain.items()} | {DATA: str((out / DATA).resolve())}
         options = (*written(filled(fields, real)), f"output_dir={json.dumps(str(folder))}")
         run = Run(
-            f"{arm}/seed-{seed}/{name}", folder, ("train", source, *options), values, needs, folder / FINAL / "qllava.json",
+            folder.relative_to(out).as_posix(), folder, ("train", source, *options), values, needs, folder / FINAL / "qllava.json",
             load_recipe(source, options),
         )  # fmt: skip
         chain[name] = known.setdefault(run.digest, run)
@@ -120,10 +144,13 @@ def _chain(study: Study, arm: str, seed: int, out: Path, known: dict[str, Run]) 
 
 
 def _evaluation(
-    study: Study, arm: str, seed: int, name: str, out: Path, chain: dict[str, Run], known: dict[str, Run]
-) -> Run:
+    study: Study, arm: str, seed: int, name: str, out: Path, chain: dict[str, Run], known: dict[str, Run],
+    begun: dict[str, Path],
+) -> Run:  # fmt: skip
     model, asked = list(chain.values())[-1], study.evaluate[name]
-    folder = out / arm / f"seed-{seed}" / f"eval-{name}"
+    kept = {k: v for k, v in asked.model_dump(exclude_defaults=True).items() if k != "title"}
+    values = {"model": model.digest, "evaluation": kept, "prepare": study.prepare}
+    folder = begun.get(_digest(values), out / arm / f"seed-{seed}" / f"eval-{name}")
     real = filled(asked.model_dump(), {DATA: str((out / DATA).resolve())})
     options = ["--out", str(folder), "--batch-size", str(asked.batch_size)]
     if asked.benchmark is not None:
@@ -135,10 +162,8 @@ def _evaluation(
         for field in ("image_root", "limit", "max_new_tokens"):
             options += [f"--{field.replace('_', '-')}", str(real[field])] if real[field] is not None else []
         result = folder / "result.json"
-    kept = {k: v for k, v in asked.model_dump(exclude_defaults=True).items() if k != "title"}
-    values = {"model": model.digest, "evaluation": kept, "prepare": study.prepare}
     run = Run(
-        f"{arm}/seed-{seed}/eval-{name}", folder, ("eval", str(model.folder), *options), values, (model.name,), result
+        folder.relative_to(out).as_posix(), folder, ("eval", str(model.folder), *options), values, (model.name,), result
     )
     return known.setdefault(run.digest, run)
 

@@ -6,6 +6,7 @@ import json
 import statistics
 from typing import Any
 
+from ..errors import UserError
 from ..evaluate.benchmarks import benchmark
 from ..evaluate.results import main_score, read_result
 from .plan import Plan, Run
@@ -40,7 +41,10 @@ def score_of(asked: Evaluation, run: Run) -> float | None:
         return None
     if asked.benchmark is not None:
         return main_score(read_result(run.result), run.result)
-    value = json.loads(run.result.read_text(encoding="utf-8"))["metrics"].get(asked.metric)
+    try:
+        value = json.loads(run.result.read_text(encoding="utf-8"))["metrics"].get(asked.metric)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise UserError(f"{run.result} is damaged. Remove it, and it is asked anew.") from None
     return None if value is None else 100 * value
 
 

@@ -293,3 +293,33 @@ def test_a_dry_run_names_what_the_models_would_be_asked_and_is_not_here(values, 
     rows = trial(tmp_path / "study.yaml", tmp_path / "out")["runs"]
     told = {r["name"]: r.get("check") for r in rows}
     assert told["slow/seed-1/eval-scenes"] == "stops at nowhere.json, which is not here"
+
+
+def test_an_arm_that_joins_before_others_takes_their_runs_as_they_lie(study, fake, values, tmp_path):
+    out, two = tmp_path / "out", {"fast": values["arms"]["fast"], "slow": {}}
+    ablate(study(arms=two), out, seeds=[1], launcher=fake.launcher)
+    document = ablate(study(arms={"early": two["fast"]} | two), out, seeds=[1], launcher=fake.launcher)
+    assert len(fake.calls) == 4 and not (out / "early").exists()
+    assert [arm["scores"]["scenes"]["mean"] for arm in document["arms"]] == [25.0, 25.0, 50.0]
+
+
+@pytest.mark.parametrize("order", [("slow", "new"), ("new", "slow")])
+def test_a_folder_that_two_arms_lay_claim_to_is_refused(study, fake, values, tmp_path, order):
+    out, fast = tmp_path / "out", values["arms"]["fast"]
+    ablate(study(), out, only=["slow"], seeds=[1], launcher=fake.launcher)
+    swapped = {"slow": {"stages": {"instruct": {"overrides": {"learning_rate": 0.5}}}}, "new": {}}
+    with pytest.raises(UserError, match=r"slow.seed-1.instruct holds a run that two arms lay claim to"):
+        ablate(study(arms={n: swapped[n] for n in order} | {"fast": fast}), out, seeds=[1], launcher=fake.launcher)
+    assert len(fake.calls) == 2
+
+
+@pytest.mark.parametrize("damage", ["", "[]", '{"metrics": 3}'])
+def test_a_damaged_result_is_named(study, fake, tmp_path, damage):
+    ablate(study(), tmp_path / "out", launcher=fake.launcher)
+    result = tmp_path / "out" / "slow" / "seed-1" / "eval-scenes" / "result.json"
+    result.write_text(damage)
+    with pytest.raises(UserError, match=r"result.json is damaged. Remove it"):
+        ablate(study(), tmp_path / "out", launcher=fake.launcher)
+    result.unlink()
+    ablate(study(), tmp_path / "out", launcher=fake.launcher)
+    assert len(fake.calls) == 9
