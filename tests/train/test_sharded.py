@@ -6,6 +6,7 @@ import json
 import shutil
 
 import pytest
+import torch
 import yaml
 from launching import launched, values_of
 from safetensors.torch import load_file
@@ -56,13 +57,20 @@ def test_two_processes_equal_one(recipe_values, tmp_path, tune, engine):
 
 @pytest.mark.parametrize("engine", ["zero2", "zero3", "fsdp2"])
 def test_bfloat16_keeps_what_trains_in_float32(recipe_values, tmp_path, engine):
-    values = values_of(recipe_values, "lora", dtype="bfloat16", max_steps=3, save_steps=3)
+    """At small rates: at larger ones what bfloat16 rounds off, which kernels do each in their way, has grown to a tenth of the loss
+    after two steps, under DDP as under the others."""
+    rates = {"learning_rate": 2e-4, "projector_learning_rate": 2e-5}
+    values = values_of(recipe_values, "lora", dtype="bfloat16", max_steps=3, save_steps=3, **rates)
     plain = run(tmp_path, "ddp", "ddp", values)
     out = run(tmp_path, "out", engine, values)
-    assert losses(out / "checkpoint-3") == pytest.approx(losses(plain / "checkpoint-3"), rel=2e-2)
-    held = load_file(out / "final" / "adapter_model.safetensors")
+    mine, theirs = losses(out / "checkpoint-3"), losses(plain / "checkpoint-3")
+    assert mine[:2] == pytest.approx(theirs[:2], rel=2e-2) and mine[2] == pytest.approx(theirs[2], rel=0.1)
+    held, other = (load_file(f / "final" / "adapter_model.safetensors") for f in (out, plain))
     assert all(t.dtype.itemsize == 4 for t in held.values())
     assert any((t.bfloat16().float() != t).any() for t in held.values())
+    # B begins as nothing: what it holds is what was learned
+    learned = [torch.cat([w[k].flatten() for k in sorted(w) if "lora_B" in k]) for w in (held, other)]
+    assert torch.cosine_similarity(*learned, dim=0) > 0.9
 
 
 @pytest.mark.parametrize(
