@@ -118,6 +118,7 @@ def held_table(found: Figures) -> str:
         measured, formula = sum(c["measured"].values()), sum(c["formula"].values())
         parts_ = [f"{c['measured'][p] / 1e6:.2f}" for p in c["measured"]]
         numbers = [*parts_, f"{measured / 1e6:.2f}", f"{formula / 1e6:.2f}", f"{measured / formula:.3f}"]
+        numbers += [f"{c['checkpoint'] / 1e6:.2f}", f"{c['checkpoint_formula'] / 1e6:.2f}"]
         rows.append([c["engine"], f"`{c['tune']}`", c["processes"], *numbers])
     head = (
         "engine",
@@ -131,6 +132,8 @@ def held_table(found: Figures) -> str:
         "all",
         "formula",
         "ratio",
+        "checkpoint on disk",
+        "its formula",
     )
     return table(head, rows, 2)
 

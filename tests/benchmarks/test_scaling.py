@@ -40,3 +40,5 @@ def test_formulas_lie_near_what_was_published_and_counted(found):
     cells = json.loads((RESULTS / "held.json").read_text())["cells"]
     assert len({(c["engine"], c["tune"], c["processes"]) for c in cells}) == 28
     assert all(abs(c["off_by"]) < 0.04 for c in cells)
+    # on disk a formula of tensors lacks the tokenizer and each process's small files, 0.05 to 0.9 MB of this small model
+    assert all(0 <= c["checkpoint"] - c["checkpoint_formula"] < 1.2e6 for c in cells)
