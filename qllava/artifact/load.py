@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -29,7 +30,6 @@ from .adapter import put_adapter
 from .manifest import FILE, Base, Manifest, read_manifest, verify_quick
 
 FINAL = "final"
-SHAPING = tuple(f for f in Parts.model_fields if f not in ("vision_tower", "llm"))  # what no weight of the parts shows
 
 
 @dataclass
@@ -117,9 +117,9 @@ def parse_base(text: str | Parts) -> str | Parts:
 def check_base(base: str | Parts, expected: Base) -> None:
     """Raises `UserError`, naming both, when `base` has other weights than the expected one."""
     if isinstance(expected.source, dict) and isinstance(base, Parts):
-        for field in SHAPING:
-            was, now = getattr(Parts(**expected.source), field), getattr(base, field)
-            if was != now:
+        before = Parts(**expected.source).shape
+        for field, now in base.shape.items():
+            if (was := before[field]) != now:
                 raise UserError(
                     f"Wrong base: this adapter was trained with {field} {was or 'left out'}, and the base named has {now or 'none'}. "
                     f"Name it with{'out it' if was is None else f' {field}: {was}'}."
@@ -138,10 +138,8 @@ def check_base(base: str | Parts, expected: Base) -> None:
 def same_base(one: Base, other: Base) -> bool:
     """Whether two adapters sit on the same weights in the same shape: parts alone do not show their projector or tiles."""
 
-    def shape(base: Base) -> Parts | None:
-        if not isinstance(base.source, dict):
-            return None
-        return Parts(**base.source).model_copy(update={"vision_tower": "", "llm": ""})  # they may have moved
+    def shape(base: Base) -> dict[str, Any] | None:
+        return Parts(**base.source).shape if isinstance(base.source, dict) else None
 
     return one.fingerprint == other.fingerprint and shape(one) == shape(other)
 

@@ -7,7 +7,7 @@ before a fresh stretch of text (SentencePiece's space) is left to the encoder, w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -116,18 +116,28 @@ def _chatml(template: Template, turns: Sequence[Turn]) -> Iterator[Piece]:
     yield Special("<|im_start|>")
     yield Text(f"system\n{template.system}", start="special")
     yield Special("<|im_end|>")
+    yield from _between(turns, lambda _: [Special("<|im_start|>")], "{}\n", "<|im_end|>")
+
+
+def _between(turns: Sequence[Turn], head: Callable[[str], Iterable[Piece]], opening: str, end: str) -> Iterator[Piece]:
+    """Turns that each stand between a head of special tokens and an end; at the end of a prompt, the answer's opening.
+
+    Args:
+        head: of a role.
+        opening: what the text of a turn begins with, its role in place of `{}`; not supervised.
+    """
     for turn in turns:
-        yield Special("<|im_start|>")
+        yield from head(turn.role)
         if turn.role == "user":
-            yield from user(turn, "user\n", "", "special")
-            yield Special("<|im_end|>")
+            yield from user(turn, opening.format(turn.role), "", "special")
+            yield Special(end)
             continue
-        yield Text("assistant\n", start="special")
+        yield Text(opening.format(turn.role), start="special")
         yield Text(turn.text, supervised=True)
-        yield Special("<|im_end|>", supervised=True)
+        yield Special(end, supervised=True)
     if turns[-1].role == "user":
-        yield Special("<|im_start|>")
-        yield Text("assistant\n", start="special")
+        yield from head("assistant")
+        yield Text(opening.format("assistant"), start="special")
 
 
 def _llama_3(template: Template, turns: Sequence[Turn]) -> Iterator[Piece]:
@@ -143,18 +153,7 @@ def _llama_3(template: Template, turns: Sequence[Turn]) -> Iterator[Piece]:
         yield from head("system")
         yield Text(f"\n\n{template.system}", start="special")
         yield Special("<|eot_id|>")
-    for turn in turns:
-        yield from head(turn.role)
-        if turn.role == "user":
-            yield from user(turn, "\n\n", "", "special")
-            yield Special("<|eot_id|>")
-            continue
-        yield Text("\n\n", start="special")
-        yield Text(turn.text, supervised=True)
-        yield Special("<|eot_id|>", supervised=True)
-    if turns[-1].role == "user":
-        yield from head("assistant")
-        yield Text("\n\n", start="special")
+    yield from _between(turns, head, "\n\n", "<|eot_id|>")
 
 
 def _v0(template: Template, turns: Sequence[Turn]) -> Iterator[Piece]:

@@ -34,6 +34,11 @@ class Parts(Block):
     """LLaVA-1.5-HD: an image goes in at most so many tiles of the tower's size (6 in the paper) and as a whole. Without it, as
     a whole alone. See docs/hd.md."""
 
+    @property
+    def shape(self) -> dict[str, Any]:
+        """The fields that no weight of the parts shows; where the parts lie is none of them."""
+        return self.model_dump(exclude={"vision_tower", "llm"})
+
     @model_validator(mode="before")
     @classmethod
     def _counts(cls, values: Any) -> Any:

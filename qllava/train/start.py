@@ -10,7 +10,7 @@ from pathlib import Path
 
 from .. import console
 from ..artifact.delta import CONFIG, read_lora
-from ..artifact.load import FINAL, SHAPING, check_base, find_artifact
+from ..artifact.load import FINAL, check_base, find_artifact
 from ..artifact.manifest import FILE, can_write, digest, read_manifest, verify, verify_quick
 from ..artifact.merge import merge
 from ..console import first_process
@@ -19,7 +19,7 @@ from ..model.base import config_of, skeleton, sources
 from ..model.fingerprint import fingerprint
 from ..model.projector import fitting, read_projector
 from ..recipe.schema import Parts, Recipe
-from .checkpoint import PROBE, checkpoints, keeps, newest_good, set_aside, sweep, written_by
+from .checkpoint import PIECES, PROBE, SHARDS, checkpoints, keeps, newest_good, set_aside, sweep, written_by
 from .engine import Engine
 from .peers import Peers
 
@@ -211,9 +211,8 @@ def _compare(recipe: Recipe, checkpoint: Path) -> None:
     if manifest.base is not None and manifest.base.fingerprint != fingerprint(sources(recipe.base)):
         wrong.append(f"base: {manifest.base.source} then, another one now")
     if isinstance(before.get("base"), dict) and isinstance(now["base"], dict):
-        then, here = Parts(**before["base"]), Parts(**now["base"])
-        differ = [f for f in SHAPING if getattr(then, f) != getattr(here, f)]
-        wrong += [f"base.{f}: {getattr(then, f)} then, {getattr(here, f)} now" for f in differ]
+        then, here = Parts(**before["base"]).shape, Parts(**now["base"]).shape
+        wrong += [f"base.{f}: {then[f]} then, {here[f]} now" for f in here if then[f] != here[f]]
     if 0 < recipe.max_steps < steps_done(checkpoint):
         wrong.append(f"max_steps: {checkpoint} is past {recipe.max_steps}")
     if wrong:
@@ -229,8 +228,8 @@ def _same_engine(checkpoint: Path, engine: Engine) -> None:
     kind = written_by(checkpoint)
     if kind != keeps(engine):
         remedy = {
-            "DeepSpeed": "accelerate launch --config_file recipes/cluster/zero2.yaml (or zero3.yaml) …",
-            "FSDP2": "accelerate launch --config_file recipes/cluster/fsdp2.yaml …",
+            PIECES: "accelerate launch --config_file recipes/cluster/zero2.yaml (or zero3.yaml) …",
+            SHARDS: "accelerate launch --config_file recipes/cluster/fsdp2.yaml …",
         }.get(kind, "torchrun, or one process")
         raise UserError(
             f"{checkpoint} holds the optimizer as {kind} keeps it, and this run is under {engine.title}, which cannot read that. "
