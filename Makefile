@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 # Two at a time, each on one thread: on two cores that is faster than one after the other on two.
-TEST := PATH="$(CURDIR)/$(VENV)/bin:$$PATH" OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist worksteal
+TEST := PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(VENV)/bin/python -m pytest -n 2 --dist worksteal
 
 # From source, for its wheels do not exist; without build isolation, which would bring another torch along.
 DEEPSPEED := DS_BUILD_OPS=0 DS_ACCELERATOR=cpu $(VENV)/bin/python -m pip install --quiet --no-build-isolation "deepspeed>=0.19.8,<0.20"

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import torch
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach a hub
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # as many as launched processes have, so that sums come out alike
 ROOT = Path(__file__).resolve().parent.parent
 
 

@@ -66,16 +66,21 @@ class Progress(TrainerCallback):
 
 
 class OrderlyStop(TrainerCallback):
-    """The first Ctrl-C (or SIGTERM) ends the run after the step under way, with a checkpoint; the second ends it at once."""
+    """The first Ctrl-C (or SIGTERM) ends the run after the step under way, with a checkpoint; the second ends it at once.
+
+    Under a launcher only a second Ctrl-C does: launcher and scheduler tell each for itself, and end in earnest by SIGKILL.
+    """
 
     def __init__(self, peers: Peers) -> None:
         self.peers, self.asked, self._since = peers, False, 0.0
         self._before: dict[int, Any] = {}
 
     def _ask(self, number: int, frame: Any) -> None:
-        if self.asked and launched_processes() > 1 and time.monotonic() - self._since < ECHO:
-            return
-        if self.asked or self.peers.failure():  # torchrun sends SIGTERM where another process has failed
+        if self.peers.failure():  # torchrun sends SIGTERM where another process has failed
+            raise KeyboardInterrupt
+        if self.asked:
+            if "WORLD_SIZE" in os.environ and (number == signal.SIGTERM or time.monotonic() - self._since < ECHO):
+                return
             raise KeyboardInterrupt
         self.asked, self._since = True, time.monotonic()
         console.note("Stopping after this step, with a checkpoint. Press Ctrl-C again to stop at once.")

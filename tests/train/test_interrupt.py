@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import signal
 import subprocess
 import sys
@@ -99,3 +100,48 @@ def test_who_was_not_told_says_why_it_stops(monkeypatch, capsys):
     assert (
         capsys.readouterr().err.count("Stopping after this step, with a checkpoint: another process was told to.") == 1
     )
+
+
+class Quiet:
+    """Peers of which none has failed, or one has."""
+
+    def __init__(self, failed=None):
+        self.failed = failed
+
+    def failure(self):
+        return self.failed
+
+
+def ends_at_once(second, failed=None):
+    """Whether a second signal ends a run at once that SIGTERM had asked to stop."""
+    stop = callbacks.OrderlyStop(Quiet())
+    stop.install()
+    try:
+        signal.raise_signal(signal.SIGTERM)
+        assert stop.asked
+        stop.peers = Quiet(failed)
+        signal.raise_signal(second)
+    except KeyboardInterrupt:
+        return True
+    finally:
+        stop.restore()
+    return False
+
+
+@pytest.mark.parametrize("processes", ["1", "2"])
+@pytest.mark.parametrize("later", [0, 2 * callbacks.ECHO], ids=["with it", "later"])
+def test_a_launcher_and_a_scheduler_may_tell_each_for_itself(monkeypatch, processes, later):
+    """Under Slurm a process hears SIGTERM from slurmstepd, torchrun and reproduce.sbatch; to hurry it they send SIGKILL."""
+    monkeypatch.setenv("WORLD_SIZE", processes)
+    clock = itertools.count(0, later)
+    monkeypatch.setattr(callbacks.time, "monotonic", lambda: next(clock))
+    assert not ends_at_once(signal.SIGTERM)
+    assert ends_at_once(signal.SIGINT) == bool(later)
+
+
+def test_what_ends_a_run_that_was_asked_to_stop(monkeypatch):
+    """Without a launcher the second signal; under one, torchrun's when another process has failed."""
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert ends_at_once(signal.SIGTERM) and ends_at_once(signal.SIGINT)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert ends_at_once(signal.SIGTERM, failed="rank 1: the disk is full")
