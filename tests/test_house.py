@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -69,12 +69,19 @@ def test_no_file_is_long(file: Path):
     assert len(file.read_text().splitlines()) <= 300
 
 
+def of_processor(*words):
+    """What Python prints, and the seconds that it keeps a processor busy: those of the clock depend on what runs beside it."""
+    before = os.times()
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=True)
+    after = os.times()
+    return done.stdout, sum(after[2:4]) - sum(before[2:4])
+
+
 def test_import_is_light():
     code = "import qllava, qllava.api, sys; print('torch' in sys.modules, 'transformers' in sys.modules)"
-    started = time.perf_counter()
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["False", "False"]
-    assert time.perf_counter() - started < 1.0
+    out, seconds = of_processor("-c", code)
+    assert out.split() == ["False", "False"]
+    assert 0 < seconds < 1.0
 
 
 def test_recipe_room_imports_no_torch():
@@ -83,7 +90,6 @@ def test_recipe_room_imports_no_torch():
 
 
 def test_help_is_quick():
-    started = time.perf_counter()
-    done = subprocess.run([sys.executable, "-m", "qllava", "--help"], capture_output=True, text=True, check=True)
-    assert "demo" in done.stdout
-    assert time.perf_counter() - started < 1.5
+    out, seconds = of_processor("-m", "qllava", "--help")
+    assert "demo" in out
+    assert 0 < seconds < 1.5

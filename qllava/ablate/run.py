@@ -23,6 +23,7 @@ from typing import Any
 import psutil
 
 from .. import console
+from ..artifact.alone import alone
 from ..errors import RunError, UserError
 from ..evaluate.results import write_result
 from .plan import Plan, Run, plan
@@ -65,8 +66,6 @@ def ablate(
         UserError: the study or a recipe is wrong, or `out` holds runs of another one.
         RunError: a run failed (the others ended, and are in the table), or the study was interrupted.
     """
-    from filelock import FileLock, Timeout
-
     study, folder = load_study(source), place_of(source, out)
     found = plan(study, folder, seeds or study.seeds, only)
     if jobs < 1:
@@ -76,14 +75,8 @@ def ablate(
         raise UserError(f"--launcher: there is no program {program[0]!r} here.")
     can_score(study)
     belongs(found)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / ".lock", timeout=0):
-            return _run(study, found, folder, jobs, program, again(source, folder, only, seeds, jobs, launcher))
-    except Timeout:
-        raise UserError(f"{folder} is another call's that still runs. Wait for it, or name another --out.") from None
-    except OSError as error:
-        raise UserError(f"Cannot write to {folder}: {error.strerror or error}.") from None
+    with alone(folder, f"{folder} is another call's that still runs. Wait for it, or name another --out."):
+        return _run(study, found, folder, jobs, program, again(source, folder, only, seeds, jobs, launcher))
 
 
 def again(

@@ -11,16 +11,16 @@ import json
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
-from filelock import FileLock, Timeout
 
 from .. import console
+from ..artifact.alone import alone
 from ..artifact.load import Loaded
 from ..errors import UserError
 from .answers import FILE, keys, read_answers, read_line
@@ -154,26 +154,10 @@ def _row(number: int, question: Question, text: str, loaded: Loaded, settings: M
     }
 
 
-@contextmanager
-def _alone(folder: Path, rank: int) -> Iterator[None]:
+def _alone(folder: Path, rank: int) -> AbstractContextManager:
     """Keeps a second evaluation out of the folder while the block lasts."""
-    if rank:
-        yield
-        return
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / ".lock", timeout=0)
-        lock.acquire()
-    except Timeout:
-        raise UserError(
-            f"Another evaluation is writing its answers to {folder}. Wait for it, or name another --out."
-        ) from None
-    except OSError as error:
-        raise UserError(f"Cannot keep answers in {folder}: {error.strerror or error}.") from None
-    try:
-        yield
-    finally:
-        lock.release()
+    taken = f"Another evaluation is writing its answers to {folder}. Wait for it, or name another --out."
+    return nullcontext() if rank else alone(folder, taken)
 
 
 def _same_folder(folder: Path, rank: int, world: int) -> None:

@@ -38,8 +38,10 @@ from .optimizer import rates
 from .peers import Peers, joined
 from .plan import after_running_out, settle_sizes
 from .start import (
+    check_device,
     check_projector,
     merge_first,
+    only_run,
     same_data,
     settle_adapter,
     settle_base,
@@ -73,7 +75,7 @@ def train(recipe: Recipe, resume: bool = False, callbacks: Sequence[Any] = ()) -
         UserError: data, base or output_dir are not fit for the run.
         RunError: the run failed or was interrupted; the message says how to go on.
     """
-    with joined(recipe.ddp_timeout) as peers:
+    with joined(recipe.ddp_timeout) as peers, only_run(Path(recipe.output_dir), peers):
         return _train(recipe, resume, callbacks, peers)
 
 
@@ -93,12 +95,7 @@ def _train(recipe: Recipe, resume: bool, callbacks: Sequence[Any], peers: Peers)
         check_projector(recipe)
     card.check_hub(recipe)
     dtype = pick_dtype(recipe.dtype, device)
-    if dtype == torch.float16 and device.type == "cpu":
-        raise UserError(
-            "dtype float16 trains on a GPU alone: its loss scaler needs one. Write dtype: float32 or bfloat16."
-        )
-    if recipe.attention == "flex" and device.type == "cpu":
-        raise UserError("attention: FlexAttention has no backward pass on a CPU. Write attention: auto.")
+    check_device(recipe, dtype, device)
     recipe, processes = fit(recipe, engine, dtype), engine.processes
     started_from = adapter
     if adapter is not None and recipe.adapter is None:  # it is in the new base

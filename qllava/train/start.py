@@ -6,9 +6,13 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
+import torch
+
 from .. import console
+from ..artifact.alone import alone
 from ..artifact.delta import CONFIG, read_lora
 from ..artifact.load import FINAL, check_base, find_artifact
 from ..artifact.manifest import FILE, can_write, digest, read_manifest, verify, verify_quick
@@ -25,6 +29,7 @@ from .peers import Peers
 
 MERGED = "base"  # in output_dir: what adapter_start: merge-then-new trains on
 
+LEAVING = 5.0  # seconds in which a run that was killed is gone, with its loaders
 SEEN = 10.0  # seconds in which a network file system shows a new file on another host
 
 # What may differ between a run and its resumption: when it ends, what it says, and how it shares out the same work.
@@ -51,6 +56,29 @@ def settle_base(recipe: Recipe) -> Recipe:
             "or, to start from its projector, name it as projector."
         )
     return recipe.model_copy(update={"base": str(folder)})
+
+
+def only_run(out: Path, peers: Peers) -> AbstractContextManager:
+    """Keeps another run out of `output_dir` while the block lasts: the first thing it does is to clear away what is half written.
+
+    Raises:
+        UserError: another run holds it; the first process finds out for all.
+    """
+    if peers.rank:
+        return nullcontext()
+    return alone(out, f"Another run is writing to {out}. Wait for it, or name another output_dir.", LEAVING)
+
+
+def check_device(recipe: Recipe, dtype: torch.dtype, device: torch.device) -> None:
+    """Raises `UserError` for what a CPU cannot train."""
+    if device.type != "cpu":
+        return
+    if dtype == torch.float16:
+        raise UserError(
+            "dtype float16 trains on a GPU alone: its loss scaler needs one. Write dtype: float32 or bfloat16."
+        )
+    if recipe.attention == "flex":
+        raise UserError("attention: FlexAttention has no backward pass on a CPU. Write attention: auto.")
 
 
 def check_projector(recipe: Recipe) -> None:

@@ -19,7 +19,7 @@ from slurm import Slurm, why_not
 
 from qllava.artifact.manifest import read_manifest, verify
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 SBATCH = ROOT / "recipes" / "cluster" / "reproduce.sbatch"
 CHAIN = ("align", "instruct", "merge", "evaluate")
 
@@ -72,7 +72,7 @@ def log_of(place, job):
 
 def chain_of(slurm, place, job):
     """The jobs that the first one has submitted, by step."""
-    slurm.until(lambda: "evaluate is job" in log_of(place, job), 60)
+    slurm.until(lambda: "evaluate is job" in log_of(place, job), 120)
     lines = [line.split(" is job ") for line in log_of(place, job).splitlines() if " is job " in line]
     return {step: number.rstrip(".") for step, number in lines}
 
@@ -99,14 +99,14 @@ def test_both_stages_to_the_scoreboard(slurm, place):
     for before, step in zip((job, *chain.values()), CHAIN, strict=False):
         assert f"{chain[step]} afterok:{before}(unfulfilled)" in waiting, waiting
     again = submitted(slurm, place, *words, **options)  # beside it: it waits, and finds all done
-    ended(slurm, place, job, 120)
+    ended(slurm, place, job, 180)
     ended(slurm, place, chain["align"], 180)
 
     instruct = chain["instruct"]
     slurm.until(lambda: "step 3/400" in log_of(place, instruct), 180)
     assert {slurm.state(chain[step])[0] for step in ("merge", "evaluate")} == {"PENDING"}
     slurm.says("scancel", "--batch", "--signal=USR1", instruct)  # as Slurm does before the time limit
-    slurm.until(lambda: slurm.state(instruct)[1] == 1, 120)
+    slurm.until(lambda: slurm.state(instruct)[1] == 1, 180)
     (saved,) = checkpoints_of(place)
     verify(saved)
     ended(slurm, place, instruct, 400)
@@ -136,14 +136,14 @@ def test_what_fails_or_is_cancelled_takes_the_rest_along(slurm, place):
     """A cancelled job hears the signal of a preemption, and must not queue itself again."""
     wrong = submitted(slurm, place, "max_stepz=3", RUNS="wrong")
     chain = chain_of(slurm, place, wrong)
-    ended(slurm, place, wrong, 60, "FAILED")
+    ended(slurm, place, wrong, 180, "FAILED")
     assert "max_steps" in log_of(place, wrong)
-    slurm.until(lambda: {slurm.state(j)[0] for j in chain.values()} == {"CANCELLED"}, 60)
+    slurm.until(lambda: {slurm.state(j)[0] for j in chain.values()} == {"CANCELLED"}, 180)
 
     job = submitted(slurm, place, "max_steps=4000", "save_steps=4000", "align:global_batch_size=2", "logging_steps=1",
                     "align:per_device_train_batch_size=2", RUNS="cancelled")  # fmt: skip
     chain = chain_of(slurm, place, job)
     slurm.until(lambda: "step 2/" in log_of(place, chain["align"]), 180)
     slurm.says("scancel", chain["align"])
-    slurm.until(lambda: {slurm.state(j)[0] for j in chain.values()} == {"CANCELLED"}, 90)
+    slurm.until(lambda: {slurm.state(j)[0] for j in chain.values()} == {"CANCELLED"}, 180)
     assert slurm.state(chain["align"])[1] == 0 and list((place / "cancelled/demo/align").glob("checkpoint-*"))

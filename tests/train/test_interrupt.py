@@ -34,6 +34,8 @@ def test_a_signal_leaves_a_checkpoint_and_says_how_to_go_on(recipe_values, tmp_p
                 assert process.poll() is None, log.read_text()
                 assert time.time() < deadline
                 time.sleep(0.1)
+            with pytest.raises(UserError, match=r"Another run is writing to .*run\."):
+                train(resolve_recipe(recipe_values))
             process.send_signal(number)
             assert process.wait(60) == 1
         finally:
