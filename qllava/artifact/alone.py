@@ -15,6 +15,8 @@ from ..errors import UserError
 def alone(folder: Path, taken: str, patience: float = 0.0) -> Iterator[None]:
     """Holds the folder, made where it is not there, while the block lasts. However a process ends, the system lets go for it.
 
+    The file `.lock` stays: one that is removed may be held by two, by its old and its new name.
+
     Args:
         taken: what is said where another process holds it.
         patience: seconds that one which is about to end gets.

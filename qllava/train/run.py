@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext, redirect_stdout
+from contextlib import AbstractContextManager, ExitStack, nullcontext, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -75,11 +75,11 @@ def train(recipe: Recipe, resume: bool = False, callbacks: Sequence[Any] = ()) -
         UserError: data, base or output_dir are not fit for the run.
         RunError: the run failed or was interrupted; the message says how to go on.
     """
-    with joined(recipe.ddp_timeout) as peers, only_run(Path(recipe.output_dir), peers):
-        return _train(recipe, resume, callbacks, peers)
+    with joined(recipe.ddp_timeout) as peers, ExitStack() as until_end:
+        return _train(recipe, resume, callbacks, peers, until_end)
 
 
-def _train(recipe: Recipe, resume: bool, callbacks: Sequence[Any], peers: Peers) -> Result:
+def _train(recipe: Recipe, resume: bool, callbacks: Sequence[Any], peers: Peers, until_end: ExitStack) -> Result:
     from transformers import set_seed
 
     from .arguments import trainer_arguments
@@ -90,6 +90,7 @@ def _train(recipe: Recipe, resume: bool, callbacks: Sequence[Any], peers: Peers)
     device = pick_device()
     engine = launched(device.type == "cpu")
     recipe, adapter = settle_adapter(recipe, engine.reads)
+    until_end.enter_context(only_run(out, peers))
     checkpoint = where_to_start(recipe, resume, peers, engine.reads, engine)
     if checkpoint is None and engine.reads:
         check_projector(recipe)
