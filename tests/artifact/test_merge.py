@@ -47,6 +47,7 @@ def test_merged_equals_base_and_adapter(adapter, tmp_path):
     assert (merged - unmerged).abs().max() < 1e-4 * max(1.0, unmerged.abs().max())
 
 
+@pytest.mark.slow
 def test_plain_transformers_loads_the_merged_model(adapter, tmp_path):
     merged = merge(adapter, tmp_path / "merged", dtype="float32")
     ours = load(merged, dtype="float32")
@@ -144,6 +145,7 @@ def test_four_bits_only_by_force_and_with_a_warning(trained, tmp_path):
     assert sum(type(m).__name__ == "Linear4bit" for m in model.modules()) == 28
 
 
+@pytest.mark.slow
 def test_a_merge_that_changed_nothing_or_too_much_fails_and_leaves_nothing(trained, tmp_path, monkeypatch):
     from qllava.artifact.delta import Change
 

@@ -70,6 +70,7 @@ def test_a_resampler_stays_here(recipe_values, tmp_path):
     assert not list(tmp_path.glob("x*"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["linear", "mlp3x_gelu", "resampler"])
 def test_transformers_own_class_does_not_make_up_a_projector(tmp_path, kind):
     folder = assemble("embedded", "embedded", tmp_path / "base", projector_type=kind)

@@ -6,6 +6,8 @@ import argparse
 import json
 from collections import Counter
 
+import pytest
+
 from benchmarks import data_scale
 from benchmarks.speed.sets import MIX
 from qllava.data.mixture import kind_of
@@ -26,6 +28,7 @@ def test_the_mix_has_the_published_parts(tmp_path):
     assert "\U0001f600" in path.read_text()
 
 
+@pytest.mark.slow
 def test_two_processes_are_measured(tmp_path):
     parser = argparse.ArgumentParser()
     data_scale.add_arguments(parser)

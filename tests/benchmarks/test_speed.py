@@ -27,6 +27,7 @@ def result(tmp_path_factory) -> dict:
     return command.measure(parser.parse_args(words), ["speed", *words])
 
 
+@pytest.mark.slow
 def test_all_learn_the_same_from_the_same(result):
     trl, ours = result["contenders"]
     assert (trl["status"], ours["status"]) == ("ok", "ok"), (trl["error"], ours["error"])

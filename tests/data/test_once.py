@@ -81,6 +81,7 @@ def test_one_process_works_for_all_and_the_next_launch_looks_anew(tmp_path):
     assert not list(tmp_path.rglob("launches/*"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bad", ["none", "error", "drop"])
 def test_one_process_surveys_and_all_select_the_same(scenes, recipe_values, tmp_path, bad):
     if bad != "none":

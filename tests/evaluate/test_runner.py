@@ -179,6 +179,7 @@ def test_line_breaks_of_other_scripts_stay_inside_an_answer(tmp_path):
     assert read_answers(file, [Question(1, ask("q"))]) == ["a\u2028b\x85c"]
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_questions(base, questions, tmp_path):
     """As torchrun starts them; what one of three had answered before is left out."""
     told = [(q.id, q.turns[0].text, len(q.images), [str(f) for f in q.images]) for q in questions]

@@ -56,6 +56,7 @@ CASES = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "edge", "patch", "more", "tokens"), CASES)
 def test_a_run_on_it_merges_and_plain_transformers_agrees(recipe_values, tmp_path, kind, edge, patch, more, tokens):
     base = {"vision_tower": a_tower(tmp_path / "tower", kind, edge, patch), "llm": "embedded", **more}

@@ -33,6 +33,7 @@ def a_base(shared, folder, vocabulary, tied):
     return {"vision_tower": "embedded", "llm": str(folder)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 @pytest.mark.parametrize("vocabulary", [32000, 32003, 32064])
 @pytest.mark.parametrize("tune", ["full", "qlora"])

@@ -49,6 +49,7 @@ def logits(source):
     ).logits
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start", STARTS)
 def test_every_start_resumes_bit_for_bit_and_merges(recipe_values, tmp_path, start):
     """PEFT's PiSSA reloads as another model, and its EVA moves ranks; neither may show in what is kept."""
@@ -102,6 +103,7 @@ def first(recipe_values, tmp_path):
     return train(recipe(recipe_values, tune="lora", output_dir=str(tmp_path / "first"))).artifact
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tune", ["lora", "qlora"])
 @pytest.mark.parametrize("how", ["continue", "stack", "merge-then-new"])
 def test_an_adapter_to_start_from_gives_equal_logits_at_step_0(recipe_values, tmp_path, first, tune, how):

@@ -45,6 +45,7 @@ def command_line(recipe, *more, **options):
     )
 
 
+@pytest.mark.slow
 def test_a_corrupt_image_in_the_middle(recipe_values, tmp_path):
     values = {**recipe_values, "tune": "lora", "max_steps": 8, "save_steps": 1, "save_total_limit": None}
     picture = tmp_path / "images" / "5.png"
@@ -63,6 +64,7 @@ def test_a_corrupt_image_in_the_middle(recipe_values, tmp_path):
     verify(tmp_path / "run" / "final")
 
 
+@pytest.mark.slow
 def test_a_batch_that_is_nan(recipe_values, tmp_path):
     """A picture's values overflow: the step is not taken, and what was before it is kept."""
     third_step = list(SeededSampler([1] * 16, 4, 42))[8:12]
@@ -89,6 +91,7 @@ def test_a_batch_that_is_nan(recipe_values, tmp_path):
     assert command_line(recipe, "--resume").returncode == 0  # the same data without the poison
 
 
+@pytest.mark.slow
 def test_a_file_that_cannot_be_written_whole(recipe_values, tmp_path):
     """The kernel refuses bytes beyond a limit, as on a full disk: the last good checkpoint stays as it is."""
     values = {**recipe_values, "tune": "lora", "max_steps": 4, "save_steps": 1, "save_total_limit": None}
@@ -131,6 +134,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
+@pytest.mark.slow
 def test_a_full_disk(recipe_values, tmp_path, small_disk):
     """Found before the first step where it is full already; else the run stops and the last good checkpoint is intact."""
     values = {**recipe_values, "tune": "lora", "max_steps": 60, "save_steps": 1, "save_total_limit": None}

@@ -224,6 +224,7 @@ def test_the_planner_counts_views_and_tokens(values):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["bf16-dequantized", "nf4"])
 def test_qlora_is_merged(values, tmp_path, target):
     result = run(values, tune="qlora")

@@ -99,6 +99,7 @@ def test_bfloat16_takes_the_same_steps(recipe_values, tmp_path):
     assert losses(features) == pytest.approx(losses(none), rel=1e-2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("image_cache", ["crops", "features"])
 def test_workers_sample_answers_and_a_second_run(recipe_values, tmp_path, kept, image_cache):
     changes = {"dataloader_num_workers": 2, "sample_generations": 2, "eval_share": 0.2, "eval_steps": 4}
@@ -130,6 +131,7 @@ def test_a_start_that_looks_at_the_data_and_a_resumed_run(recipe_values, tmp_pat
         shutil.rmtree(tmp_path / "cut" / "checkpoint-8")
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_work(recipe_values, tmp_path, kept):
     values = {**recipe_values, "global_batch_size": 8, "max_steps": 2, "warmup_steps": 0, "image_cache": "features"}
     one = train(resolve_recipe({**values, "image_cache": "none", "output_dir": str(tmp_path / "one")}))

@@ -19,6 +19,7 @@ from qllava.train import callbacks
 from qllava.train.checkpoint import newest_good
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
 def test_a_signal_leaves_a_checkpoint_and_says_how_to_go_on(recipe_values, tmp_path, number):
     recipe = tmp_path / "recipe.yaml"

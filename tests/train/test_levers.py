@@ -55,6 +55,7 @@ def losses(result):
     return torch.tensor([line["loss"] for line in result.log], dtype=torch.float64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("tune", ["projector", "lora", "qlora", "full"])
 def test_twenty_steps_with_every_lever_equal_the_plain_ones(recipe_values, questions, tmp_path, tune, dtype):

@@ -38,6 +38,7 @@ def both(values, tmp_path):
     return [e["loss"] for e in one.log], [e["loss"] for e in state["log_history"] if "loss" in e]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("grouped", [False, True], ids=["shuffled", "by modality and length"])
 def test_two_processes_equal_one(recipe_values, tmp_path, grouped):
     values = {
@@ -51,6 +52,7 @@ def test_two_processes_equal_one(recipe_values, tmp_path, grouped):
     assert two == pytest.approx(one, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_the_last_batch_of_an_epoch_that_does_not_divide(recipe_values, tmp_path):
     """accelerate would repeat samples to fill it, and every step after it would differ."""
     data = [{**recipe_values["data"][0], "max_samples": 13}]
@@ -69,6 +71,7 @@ def test_the_last_batch_of_an_epoch_that_does_not_divide(recipe_values, tmp_path
     assert counted["samples_per_second"] * counted["seconds"] == pytest.approx(26, rel=0.02)
 
 
+@pytest.mark.slow
 def test_a_tower_that_trains_and_batches_of_text_alone(recipe_values, tmp_path):
     """A batch without a picture gives the tower a gradient of zero; DDP would end with a mismatch of its collectives."""
     values = {
@@ -83,6 +86,7 @@ def test_a_tower_that_trains_and_batches_of_text_alone(recipe_values, tmp_path):
     assert two == pytest.approx(one, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_process_stops_both(recipe_values, tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(yaml.safe_dump({**recipe_values, "max_steps": 4000, "save_steps": 4000, "global_batch_size": 4}))
@@ -111,6 +115,7 @@ def test_a_signal_to_one_process_stops_both(recipe_values, tmp_path):
     assert "--resume" in log.read_text() and "Traceback" not in log.read_text()
 
 
+@pytest.mark.slow
 def test_one_document_whatever_the_number_of_processes(recipe_values, tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(yaml.safe_dump({**recipe_values, "max_steps": 1, "global_batch_size": 4}))

@@ -29,6 +29,7 @@ def weights(folder):
     return {f"{f.name}:{k}": v for f in sorted(folder.glob("*.safetensors")) for k, v in load_file(f).items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tune", ["qlora", "lora", "projector", "full"])
 def test_evaluations_change_nothing(recipe_values, tmp_path, tune):
     """With dropout, whose random stream an evaluation must not draw from; under QLoRA on a CPU with AVX512-BF16, a forward
