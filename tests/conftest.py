@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach a hub
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # as many as launched processes have, so that sums come out alike
+os.environ["OMP_NUM_THREADS"] = "1"  # as many as launched processes have, so that sums come out alike
 # A shell starts what goes to the background deaf to Ctrl-C, and children would inherit that.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
