@@ -75,8 +75,11 @@ def ablate(
         raise UserError(f"--launcher: there is no program {program[0]!r} here.")
     can_score(study)
     belongs(found)
-    with alone(folder, f"{folder} is another call's that still runs. Wait for it, or name another --out."):
-        return _run(study, found, folder, jobs, program, again(source, folder, only, seeds, jobs, launcher))
+    try:
+        with alone(folder, f"{folder} is another call's that still runs. Wait for it, or name another --out."):
+            return _run(study, found, folder, jobs, program, again(source, folder, only, seeds, jobs, launcher))
+    except OSError as error:
+        raise UserError(f"Cannot write to {folder}: {error.strerror or error}.") from None
 
 
 def again(

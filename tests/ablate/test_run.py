@@ -150,6 +150,15 @@ def test_one_call_at_a_time(study, fake, tmp_path):
         ablate(study(), tmp_path / "out", launcher=fake.launcher)
 
 
+def test_a_disk_that_fills_up_is_told(study, fake, tmp_path, monkeypatch):
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("qllava.ablate.run._work", full)
+    with pytest.raises(UserError, match=r"^Cannot write to .*out: No space left on device\.$"):
+        ablate(study(), tmp_path / "out", launcher=fake.launcher)
+
+
 def test_an_unknown_arm_is_named(study, tmp_path):
     with pytest.raises(UserError, match=r"no arm .slo.*slow"):
         ablate(study(), tmp_path / "out", only=["slo"])
